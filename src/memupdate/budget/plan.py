@@ -1,0 +1,57 @@
+"""The `Plan`: what an update will cost and what it promises, before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memupdate.law.points import Interval
+
+
+@dataclass(frozen=True)
+class PlacementShape:
+    """A placement resolved on one base model: which matrices are adapted and their sizes."""
+
+    name: str
+    matrices: tuple[tuple[str, int, int], ...]
+    """(module name as in the base model, d_in, d_out) for each adapted matrix, in model order."""
+
+    @property
+    def parameters_per_rank(self) -> int:
+        """Σ (d_in + d_out): effective parameters that one rank adds."""
+        return sum(d_in + d_out for _, d_in, d_out in self.matrices)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one batch needs. The memory is shared: what counts is all live facts against the rank."""
+
+    collection: str
+    facts_new: int
+    facts_superseding: int
+    facts_unchanged: int
+    """Already stored: nothing to do for these."""
+    facts_live: int
+    """Live facts after this batch, older ones included."""
+    target_tokens_new: int
+    target_tokens_live: int
+    placement: str
+    rank_before: int
+    """Rank of the memory now; 0 for an empty one."""
+    rank: int
+    rank_limit: int
+    """The policy's largest rank."""
+    effective_parameters: int
+    predicted_loss_nats: Interval
+    """Mean loss over the live target tokens after training, nats per token."""
+    predicted_kl_nats: Interval | None
+    """Harm: KL to the base model on its own text, nats per token; None where the fit has no harm data."""
+    expected_proved_share: Interval
+    """Share of live facts proved, 0 to 1."""
+    bits_stored: float
+    """Information to store: base loss of all live target tokens, in bits."""
+    bits_per_parameter: float
+    adapter_bytes: int
+    expected_duration_s: Interval
+    fit_id: str
+    reasons: tuple[str, ...]
+    """Why this rank and placement, one line each."""
