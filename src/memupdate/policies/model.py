@@ -1,0 +1,234 @@
+"""The `Policy` schema: every knob of an update, its default, unit and bounds.
+
+Invariant: a `Policy` that exists is valid; unknown keys, wrong types and values out of bounds never get in. What a file
+must not grant (remote code, admin routes, another middleware) is absent from the schema or refused by it. Nothing here
+reads files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from memupdate.storage import canonical_json
+
+SCHEMA_VERSION = 1
+
+Origin = Literal["policy", "flag"]
+"""Where a value comes from when it is not the default."""
+
+_REFUSED_ENGINE_FLAGS = (
+    "--allow-credentials",
+    "--allowed-origins",
+    "--api-key",
+    "--api-server-count",
+    "--config",
+    "--enable-lora",
+    "--lora-modules",
+    "--lora-target-modules",
+    "--max-lora-rank",
+    "--max-loras",
+    "--middleware",
+    "--model",
+    "--served-model-name",
+    "--trust-remote-code",
+)
+"""What memupdate sets itself, what would open the server, or what would run code from a model folder."""
+
+
+class _Section(BaseModel):
+    """Strict, frozen, closed: a string is not a number, and a misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+class FactsSection(_Section):
+    """How facts are put to the model."""
+
+    rendering: Literal["auto", "chat", "completion"] = "auto"
+    """`auto`: by the chat template where the tokenizer has one, else as plain text."""
+    chat_template_kwargs: dict[str, bool | str | int] = Field(default_factory=dict, max_length=32)
+    """Passed to the chat template, for example `enable_thinking = false`."""
+    train_paraphrases: Share = 0.5
+    """Share of each fact's paraphrases that are trained on; the rest measure generality."""
+
+
+class MemorySection(_Section):
+    """The LoRA that holds the facts."""
+
+    placement: Literal["mlp-all", "mlp-one", "all-linear"] = "mlp-all"
+    """`mlp-one` adapts the MLP of one layer at about 60 % of the depth."""
+    train_basis: bool = False
+    """Train `A` too; false leaves it random and frozen."""
+    scale: float = Field(default=2.0, gt=0, le=64)
+    """LoRA alpha / rank."""
+    max_rank: int = Field(default=64, ge=1, le=512)
+    min_rank: int = Field(default=8, ge=1, le=512)
+
+    @model_validator(mode="after")
+    def _ranks_in_order(self) -> Self:
+        if self.min_rank > self.max_rank:
+            raise ValueError(
+                f"min_rank is {self.min_rank} and max_rank is {self.max_rank}; allowed: min_rank <= max_rank"
+            )
+        return self
+
+
+class TrainingSection(_Section):
+    """How facts are written."""
+
+    objective: Literal["memft-ot", "sft"] = "memft-ot"
+    """`memft-ot` spends gradient only on tokens still under the threshold; `sft` on all."""
+    threshold: OpenShare = 0.5
+    """Probability from which a token is what greedy decoding must emit (the paper's p)."""
+    margin: float = Field(default=0.2, ge=0, lt=1)
+    """Training goes on until p ≥ threshold + margin, so that rounding and batching cannot undo the proof."""
+    learning_rate: float = Field(default=3e-3, gt=0, le=1)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    """Facts per step."""
+    max_epochs: int = Field(default=120, ge=1, le=10_000)
+    recheck_every: int = Field(default=4, ge=1, le=10_000)
+    """Epochs between forward passes over facts that left the active set and over older facts."""
+    clip_norm: float = Field(default=1.0, gt=0, le=1000)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+
+    @model_validator(mode="after")
+    def _goal_is_a_probability(self) -> Self:
+        if self.threshold + self.margin >= 1:
+            goal = self.threshold + self.margin
+            raise ValueError(f"threshold + margin is {goal:g}; allowed: less than 1 (no token ever reaches p = 1)")
+        return self
+
+
+class GuardSection(_Section):
+    """What the base model knew must stay: KL to the base model on text that it generated itself."""
+
+    enabled: bool = True
+    weight: float = Field(default=20.0, ge=0, le=10_000)
+    """λ of the KL term."""
+    anchors: int = Field(default=512, ge=1, le=100_000)
+    """Sequences sampled from the base model to train against."""
+    anchor_tokens: int = Field(default=64, ge=8, le=4096)
+    """Tokens per anchor sequence."""
+    anchors_per_step: int = Field(default=32, ge=1, le=4096)
+    holdout: int = Field(default=64, ge=1, le=100_000)
+    """Anchor sequences never trained on, on which harm is measured."""
+    max_kl_nats: float = Field(default=0.03, gt=0, le=10)
+    """The harm budget: mean KL per token on the hold-out, over all batches together."""
+
+    @model_validator(mode="after")
+    def _steps_fit_anchors(self) -> Self:
+        if self.anchors_per_step > self.anchors:
+            raise ValueError(
+                f"anchors_per_step is {self.anchors_per_step} and anchors is {self.anchors}; "
+                "allowed: anchors_per_step <= anchors"
+            )
+        return self
+
+
+class BudgetSection(_Section):
+    """When a plan is good enough."""
+
+    confidence: OpenShare = 0.9
+    """Of the intervals in a plan."""
+    proved_share: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """The pessimistic end of the predicted share of proved facts must reach this."""
+    max_adapter_bytes: int = Field(default=0, ge=0)
+    """0: no limit."""
+
+
+class EscalationSection(_Section):
+    """What happens when facts stay unproved."""
+
+    attempts: int = Field(default=3, ge=1, le=10)
+    """Tries in all, the first one included."""
+    epochs_factor: float = Field(default=1.5, ge=1, le=10)
+    rank_factor: float = Field(default=2.0, ge=1, le=16)
+
+
+class ProofSection(_Section):
+    """What must be shown before a release is published."""
+
+    publish: Literal["all", "proved"] = "all"
+    """`all`: one unproved fact fails the batch; `proved`: publish, and report the others as not stored."""
+    min_probability: Share = 0.5
+    """A fact's weakest target token must reach this."""
+    min_probes_unchanged: Share = 0.95
+    """Share of locality probes whose answer must not change."""
+    served_sample: int = Field(default=16, ge=0, le=100_000)
+    """Facts generated freely by the engine and compared word for word."""
+    served: bool = True
+    """Repeat the proof on the serving engine."""
+
+
+class ServingSection(_Section):
+    """The engine that `memupdate serve` starts."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_loras: int = Field(default=4, ge=1, le=256)
+    """Releases that one batch of requests may mix; each slot costs memory at the full rank."""
+    max_model_len: int = Field(default=0, ge=0, le=10_000_000)
+    """Tokens; 0: the model's own."""
+    kv_cache_gib: float = Field(default=1, gt=0, le=4096)
+    """Memory for the key-value cache on the CPU, GiB."""
+    drain_s: float = Field(default=5.0, ge=0, le=3600)
+    """How long requests in flight may finish on the old release before it may go."""
+    extra_args: Annotated[tuple[str, ...], Field(strict=False, max_length=64)] = ()
+    """Further engine arguments, one word each, as on its command line."""
+
+    @field_validator("extra_args")
+    @classmethod
+    def _no_refused_flags(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        for word in words:
+            if not word or "\x00" in word:
+                raise ValueError("an argument is empty or holds a NUL; allowed: one word of the command line each")
+            if _is_refused_flag(word):
+                refused = ", ".join(_REFUSED_ENGINE_FLAGS)
+                raise ValueError(f"{word} is not for a policy to set; allowed: flags other than {refused}")
+        return words
+
+
+def _is_refused_flag(word: str) -> bool:
+    """The engine's parser takes `_` for `-`, `--flag=value`, `--flag.key=value` and unambiguous beginnings of a flag."""
+    flag = word.split("=", 1)[0].split(".", 1)[0].replace("_", "-")
+    return len(flag) > 2 and flag.startswith("--") and any(known.startswith(flag) for known in _REFUSED_ENGINE_FLAGS)
+
+
+class Policy(_Section):
+    """One whole policy: see each section. Build it with `load_policy` or `parse_policy`."""
+
+    schema_version: Literal[1]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    description: str = Field(default="", max_length=2000)
+    facts: FactsSection = FactsSection()
+    memory: MemorySection = MemorySection()
+    training: TrainingSection = TrainingSection()
+    guard: GuardSection = GuardSection()
+    budget: BudgetSection = BudgetSection()
+    escalation: EscalationSection = EscalationSection()
+    proof: ProofSection = ProofSection()
+    serving: ServingSection = ServingSection()
+
+    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Dotted key → where its value comes from; keys that are absent have their defaults."""
+        return dict(self._origins)
+
+    def values(self) -> dict[str, Any]:
+        """All values, defaults included, as nested plain data."""
+        return self.model_dump(mode="json")
+
+    def resolved_json(self) -> str:
+        """Every value and the origin of each that is not a default; equal policies give equal text.
+
+        `parse_resolved_policy` reads it back, so that an interrupted batch resumes under the policy it began with.
+        """
+        return canonical_json({**self.values(), "origins": self.origins})
