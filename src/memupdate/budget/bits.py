@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 
 KNOWLEDGE_BITS_PER_PARAMETER = 2.0
-"""About what a model stores as retrievable knowledge after long training: Allen-Zhu and Li, "Physics of Language Models: Part
-3.3, Knowledge Capacity Scaling Laws", arXiv 2404.05405."""
+"""About what a model stores as retrievable knowledge after long training: Allen-Zhu and Li, "Physics of Language
+Models: Part 3.3, Knowledge Capacity Scaling Laws", arXiv 2404.05405."""
 
 MEMORISATION_BITS_PER_PARAMETER = 3.6
-"""About what a GPT-style model memorises of random data at most: Morris et al., "How much do language models memorize?",
-arXiv 2505.24832."""
+"""About what a GPT-style model memorises of random data at most: Morris et al., "How much do language models
+memorize?", arXiv 2505.24832."""
 
 
 def bits_stored(base_loss_nats: float, target_tokens: int) -> float:

@@ -1,7 +1,8 @@
-"""Placements resolved on a base model's `config.json`: which matrices are adapted, under their names in the model, and their sizes.
+"""Placements resolved on a base model's `config.json`: which matrices are adapted, under their names in the model, and
+their sizes.
 
-Invariant: nothing but the config is read, so a plan needs no weights. What it does not know: quantised or expert layers; a model
-type that is not listed is refused rather than guessed.
+Invariant: nothing but the config is read, so a plan needs no weights. What it does not know: quantised or expert
+layers; a model type that is not listed is refused rather than guessed.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from memupdate.budget.plan import PlacementShape
 from memupdate.errors import ModelError, PolicyError
 
 PLACEMENTS = ("mlp-all", "mlp-one", "all-linear")
-"""`mlp-all`: the MLPs of all layers. `mlp-one`: the MLP of one layer at 60 % depth, as in arXiv 2605.30260. `all-linear`: MLPs and
-attention of all layers."""
+"""`mlp-all`: the MLPs of all layers. `mlp-one`: the MLP of one layer at 60 % depth, as in arXiv 2605.30260.
+`all-linear`: MLPs and attention of all layers."""
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose decoder layers all have `self_attn.{q,k,v,o}_proj` and `mlp.{gate,up,down}_proj` under `model.layers.<i>`."""
+"""Model types whose decoder layers all have `self_attn.{q,k,v,o}_proj` and `mlp.{gate,up,down}_proj` under
+`model.layers.<i>`."""
 
 
 def resolve_placement(name: str, config: Mapping[str, Any]) -> PlacementShape:
@@ -32,7 +34,8 @@ def resolve_placement(name: str, config: Mapping[str, Any]) -> PlacementShape:
     model_type = config.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise ModelError(
-            f"model type {model_type!r} is not supported", f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} (text models)"
+            f"model type {model_type!r} is not supported",
+            f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} (text models)",
         )
     layers = _size(config, "num_hidden_layers")
     # Whole-number arithmetic: 0.6 * layers can round to just below a whole layer.
@@ -72,5 +75,7 @@ def _attention(layer: int, config: Mapping[str, Any]) -> list[tuple[str, int, in
 def _size(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"config.json: {key} is {value!r}, not a positive whole number", "is this the model's own config.json?")
+        raise ModelError(
+            f"config.json: {key} is {value!r}, not a positive whole number", "is this the model's own config.json?"
+        )
     return value

@@ -1,10 +1,15 @@
-"""The `Plan`: what an update will cost and what it promises, before anything is trained."""
+"""The `Plan`: what an update will cost and what it promises, before anything is trained; and what is asked for one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memupdate.law.points import Interval
+
+if TYPE_CHECKING:
+    # numpy comes with the fit; whoever only shows a plan does without.
+    from memupdate.law.fit import LawFit
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,39 @@ class Plan:
     fit_id: str
     reasons: tuple[str, ...]
     """Why this rank and placement, one line each."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the policy allows a plan."""
+
+    min_rank: int
+    max_rank: int
+    proved_share: float
+    """Share of live facts that the pessimistic end of the prediction must reach, 0 to 1."""
+    max_kl_nats: float | None = None
+    """Harm budget that the pessimistic end must keep, nats per token; None for no budget."""
+    max_adapter_bytes: int = 0
+    """Largest adapter; 0 for no limit."""
+    bytes_per_element: int = 4
+    """Of a stored adapter weight: 4 for float32, 2 for bfloat16 and float16."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is to be planned: counts only, no facts."""
+
+    collection: str
+    facts_new: int
+    facts_superseding: int
+    facts_unchanged: int
+    facts_live: int
+    """After the batch."""
+    target_tokens_new: int
+    target_tokens_live: int
+    """After the batch."""
+    rank_before: int
+    """0 for an empty memory."""
+    placement: PlacementShape
+    fit: LawFit
+    limits: Limits

@@ -10,7 +10,8 @@ import math
 from memupdate.errors import OverBudget
 
 RANK_LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 512)
-"""Ranks that a plan may choose: steps of at most a factor of two, most of 1.5, since training time follows the rank weakly."""
+"""Ranks that a plan may choose: steps of at most a factor of two, most of 1.5, since training time follows the rank
+weakly."""
 
 SERVING_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM (0.32) allows for `max_lora_rank`; every adapter slot is allocated at that rank."""
@@ -32,7 +33,8 @@ def serving_rank(rank: int) -> int:
 
 
 def next_rank(rank: int, factor: float, max_rank: int) -> int | None:
-    """The rank to try after a failure at `rank`: the first step of the ladder at or above `rank · factor`, at most `max_rank`.
+    """The rank to try after a failure at `rank`: the first step of the ladder at or above `rank · factor`, at most
+    `max_rank`.
 
     None where `max_rank` leaves nothing larger than `rank`.
     """
@@ -43,9 +45,11 @@ def next_rank(rank: int, factor: float, max_rank: int) -> int | None:
 
 
 def candidate_ranks(min_rank: int, max_rank: int, rank_before: int) -> tuple[int, ...]:
-    """What a plan may choose, smallest first: the ladder within the bounds, plus the present rank and `max_rank` themselves.
+    """What a plan may choose, smallest first: the ladder within the bounds, plus the present rank and `max_rank`
+    themselves.
 
-    Never below `rank_before`: a memory only grows (compaction starts an empty one). Empty where `rank_before > max_rank`.
+    Never below `rank_before`: a memory only grows (compaction starts an empty one). Empty where `rank_before >
+    max_rank`.
     """
     floor = max(min_rank, rank_before, 1)
     return tuple(sorted({rank for rank in (*RANK_LADDER, rank_before, max_rank) if floor <= rank <= max_rank}))

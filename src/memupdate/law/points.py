@@ -1,7 +1,7 @@
 """What is measured, before any law is fitted to it: one trained memory is one `LawPoint`.
 
-Invariant: `points_from_json(points_to_json(points)) == points`, and nothing but whole, plausible points comes out of a document.
-This module does not know how points are fitted or where they are kept.
+Invariant: `points_from_json(points_to_json(points)) == points`, and nothing but whole, plausible points comes out of a
+document. This module does not know how points are fitted or where they are kept.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class LawPoint:
     placement: str
     """Which matrices are adapted, for example `mlp-all`."""
     recipe: str
-    """`sha256:…` of what else the numbers depend on: objective, guard, rate, dtype. Points of other recipes are not mixed."""
+    """`sha256:…` of what else the numbers depend on: objective, guard, rate, dtype. Points of other recipes are not
+    mixed."""
     rank: int
     effective_parameters: int
     """`r · Σ (d_in + d_out)` over the adapted matrices."""
@@ -68,7 +69,11 @@ class LawPoint:
 
 def points_to_json(points: Iterable[LawPoint], **about: Any) -> str:
     """One JSON document, `{"schema_version": 1, "points": [...], **about}`, indented so that diffs stay readable."""
-    document = {"schema_version": POINTS_SCHEMA_VERSION, **about, "points": [dataclasses.asdict(point) for point in points]}
+    document = {
+        "schema_version": POINTS_SCHEMA_VERSION,
+        **about,
+        "points": [dataclasses.asdict(point) for point in points],
+    }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -76,7 +81,8 @@ def points_from_json(text: str) -> tuple[LawPoint, ...]:
     """Points of a document that `points_to_json` wrote; keys beside `points` are ignored.
 
     Raises:
-        LawError: no JSON, another schema, or points with missing, unknown or implausible fields (all of them in `details`).
+        LawError: no JSON, another schema, or points with missing, unknown or implausible fields (all of them in
+            `details`).
     """
     try:
         document = json.loads(text)
@@ -86,7 +92,9 @@ def points_from_json(text: str) -> tuple[LawPoint, ...]:
         raise LawError('calibration points: expected an object with a list "points"')
     version = document.get("schema_version", POINTS_SCHEMA_VERSION)
     if version != POINTS_SCHEMA_VERSION:
-        raise LawError(f"calibration points: schema_version {version!r} is not {POINTS_SCHEMA_VERSION}", "update memupdate")
+        raise LawError(
+            f"calibration points: schema_version {version!r} is not {POINTS_SCHEMA_VERSION}", "update memupdate"
+        )
     problems: list[str] = []
     points: list[LawPoint] = []
     for index, row in enumerate(document["points"]):
@@ -95,7 +103,9 @@ def points_from_json(text: str) -> tuple[LawPoint, ...]:
         if not found:
             points.append(LawPoint(**row))
     if problems:
-        raise LawError("calibration points: some cannot be read", "make them again with `memupdate calibrate`", problems)
+        raise LawError(
+            "calibration points: some cannot be read", "make them again with `memupdate calibrate`", problems
+        )
     return tuple(points)
 
 
@@ -121,7 +131,11 @@ def _row_problems(row: object) -> list[str]:
     required = {field.name for field in dataclasses.fields(LawPoint) if field.default is dataclasses.MISSING}
     problems = [f"{name} is missing" for name in sorted(required - row.keys())]
     problems += [f"{name} is unknown" for name in sorted(row.keys() - hints.keys())]
-    problems += [f"{name} has the wrong type: {row[name]!r}" for name in hints if name in row and not _fits(row[name], hints[name])]
+    problems += [
+        f"{name} has the wrong type: {row[name]!r}"
+        for name in hints
+        if name in row and not _fits(row[name], hints[name])
+    ]
     return problems or point_problems(LawPoint(**row))
 
 
