@@ -12,7 +12,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDERS = {"policies": "memupdate/_data/policies", "examples/atlas": "memupdate/_data/atlas"}
 SUFFIXES = {".toml", ".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".md"}
-NEEDED = ("policies/standard.toml", "policies/atlas.toml", "examples/atlas/model.safetensors", "examples/atlas/config.json")
+NEEDED = (
+    "policies/standard.toml",
+    "policies/atlas.toml",
+    "examples/atlas/model.safetensors",
+    "examples/atlas/config.json",
+)
 MODEL_LIMIT_BYTES = 12_000_000
 """What the embedded model may weigh, so that the wheel stays quick to fetch."""
 
@@ -31,7 +36,9 @@ class WheelDataHook(BuildHookInterface):  # type: ignore[misc]  # hatchling ship
             raise FileNotFoundError(f"the wheel needs {', '.join(missing)}")
         size_bytes = (root / "examples/atlas/model.safetensors").stat().st_size
         if size_bytes > MODEL_LIMIT_BYTES:
-            raise ValueError(f"examples/atlas/model.safetensors has {size_bytes} bytes; the limit is {MODEL_LIMIT_BYTES}")
+            raise ValueError(
+                f"examples/atlas/model.safetensors has {size_bytes} bytes; the limit is {MODEL_LIMIT_BYTES}"
+            )
         for folder, target in FOLDERS.items():
             for file in sorted((root / folder).rglob("*")):
                 if file.is_file() and file.suffix in SUFFIXES:

@@ -1,0 +1,46 @@
+"""Commands about capacity: `calibrate`, `plan`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from memupdate.cli.progress import progress_on_stderr
+from memupdate.cli.render import emit
+from memupdate.cli.session import CollectionOption, FactsArgument, JsonOption, parse_numbers, session_of
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("calibrate")(calibrate)
+    app.command("plan")(plan)
+
+
+def calibrate(
+    ctx: typer.Context,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer and smaller memories: minutes, wider intervals.")
+    ] = False,
+    ranks: Annotated[str | None, typer.Option("--ranks", metavar="R,R,…", help="Ranks to try, e.g. 4,8,16.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option("--sizes", metavar="N,N,…", help="Numbers of facts to write, e.g. 32,64,128.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write memories of several ranks and sizes into the base model, and fit the memory law to what they cost."""
+    rank_list, size_list = parse_numbers(ranks, "--ranks"), parse_numbers(sizes, "--sizes")
+    workspace = session_of(ctx).open_workspace()
+    with progress_on_stderr() as progress:
+        report = workspace.calibrate(quick=quick, ranks=rank_list, sizes=size_list, progress=progress)
+    emit("calibrate", report, as_json=as_json)
+
+
+def plan(
+    ctx: typer.Context, facts: FactsArgument, collection: CollectionOption = None, as_json: JsonOption = False
+) -> None:
+    """Say what `add` would do: conflicts, tokens, rank, predicted loss, bytes and time. Changes nothing."""
+    workspace = session_of(ctx).open_workspace()
+    with progress_on_stderr() as progress:
+        report = workspace.plan(facts, collection=collection, progress=progress)
+    emit("plan", report, as_json=as_json)

@@ -1,0 +1,64 @@
+"""What the global options said, and the options that many commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from memupdate.operations.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options of one run."""
+
+    root: Path
+    """Workspace folder, as given."""
+    debug: bool = False
+
+    def open_workspace(self) -> Workspace:
+        """Open the workspace; loads the operations, so only a command that runs may call it.
+
+        Raises:
+            UsageError: there is no workspace in `root`.
+        """
+        from memupdate import Workspace
+
+        return Workspace(self.root)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
+CollectionOption = Annotated[
+    str | None,
+    typer.Option("--collection", "-c", metavar="NAME", help="The line of releases; the workspace's own if not given."),
+]
+FactsArgument = Annotated[Path, typer.Argument(metavar="FACTS", help="The facts file; its format is detected.")]
+
+
+def session_of(ctx: typer.Context) -> Session:
+    """The `Session` that the global options made."""
+    session = ctx.obj
+    if not isinstance(session, Session):
+        raise TypeError(f"no session in the context: {session!r}")
+    return session
+
+
+def parse_numbers(text: str | None, option: str) -> list[int] | None:
+    """`"4,8,16"` → `[4, 8, 16]`; None stays None.
+
+    Raises:
+        typer.BadParameter: anything that is not a comma-separated list of positive whole numbers.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"{text!r} is not a list of positive whole numbers like 4,8,16", param_hint=option)
+    return numbers

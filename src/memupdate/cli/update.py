@@ -1,0 +1,71 @@
+"""Commands that write and prove facts: `add`, `resume`, `verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from memupdate.cli.progress import progress_on_stderr
+from memupdate.cli.render import emit
+from memupdate.cli.session import CollectionOption, FactsArgument, JsonOption, session_of
+from memupdate.errors import ExitCode
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("add")(add)
+    app.command("resume")(resume)
+    app.command("verify")(verify)
+
+
+def add(
+    ctx: typer.Context,
+    facts: FactsArgument,
+    collection: CollectionOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan; changes nothing.")] = False,
+    no_publish: Annotated[bool, typer.Option("--no-publish", help="Stop at the release; the alias stays.")] = False,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Take the valid lines of the file and list the others.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The main job: read, plan, train, prove, release and publish a file of facts."""
+    workspace = session_of(ctx).open_workspace()
+    with progress_on_stderr() as progress:
+        report = workspace.add(
+            facts,
+            collection=collection,
+            dry_run=dry_run,
+            publish=not no_publish,
+            skip_invalid=skip_invalid,
+            progress=progress,
+        )
+    emit("add", report, as_json=as_json)
+
+
+def resume(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """Finish what a crash or Ctrl-C left, from the last finished step."""
+    workspace = session_of(ctx).open_workspace()
+    with progress_on_stderr() as progress:
+        reports = workspace.resume(progress=progress)
+    emit("resume", reports, as_json=as_json, hide=("plan", "messages", "failed_facts"))
+
+
+def verify(
+    ctx: typer.Context,
+    release: Annotated[
+        str | None, typer.Argument(metavar="RELEASE", help="For example acme@v7; the served one if not given.")
+    ] = None,
+    served: Annotated[
+        str | None, typer.Option("--served", metavar="URL", help="Prove on the engine that answers there.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove every fact of a release again, in-process or on the serving engine."""
+    workspace = session_of(ctx).open_workspace()
+    with progress_on_stderr() as progress:
+        report = workspace.verify(release, served=served, progress=progress)
+    emit("verify", report, as_json=as_json)
+    if report.failures:
+        raise typer.Exit(int(ExitCode.PROOF_FAILED))
