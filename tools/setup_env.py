@@ -1,11 +1,12 @@
 """Makes `.venv` with everything that memupdate, its tests and its serving engine need. Standard library only.
 
-Run by every `make` target. The stamp written at the end records what the environment was made from, so that a second run returns at
-once and a changed requirement, Python or machine makes it again. pip decides where packages come from: its ordinary configuration
-(`pip config`, `PIP_*` variables) applies, and no address is named here.
+Run by every `make` target. The stamp written at the end records what the environment was made from, so that a second
+run returns at once and a changed requirement, Python or machine makes it again. pip decides where packages come from:
+its ordinary configuration (`pip config`, `PIP_*` variables) applies, and no address is named here.
 
-CPU machine: torch with its own dependencies, then the pinned list `requirements/cpu.txt` without dependencies. vLLM's CPU build asks
-for torchvision, torchaudio, torchcodec and triton too; with CUDA builds of these beside a CPU torch, `import peft` fails.
+CPU machine: torch with its own dependencies, then the pinned list `requirements/cpu.txt` without dependencies. vLLM's
+CPU build asks for torchvision, torchaudio, torchcodec and triton too; with CUDA builds of these beside a CPU torch,
+`import peft` fails.
 NVIDIA machine (`nvidia-smi -L` lists a GPU): the official vLLM with its own dependencies.
 `MEMUPDATE_ENGINE=cpu|gpu` overrides the choice.
 """
@@ -36,7 +37,7 @@ LOG_TAIL_LINES = 25
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  # an older Python that runs this file gets one clear line
         fail(f"Python 3.11 or newer is needed, this is {platform.python_version()}: run `make PYTHON=python3.12 …`")
     engine = choose_engine()
     wanted = describe(engine)
@@ -133,7 +134,7 @@ def check(engine: str) -> None:
         "import memupdate.cli\n"
         "print(f'torch {torch.__version__}, vllm {vllm.__version__}, peft {peft.__version__}, "
         "transformers {transformers.__version__}')\n"
-        f"if {engine == 'cpu'} and torch.version.cuda: print('note: pip found a CUDA build of torch; it works, but is large')\n"
+        f"if {engine == 'cpu'} and torch.version.cuda: print('note: pip found a CUDA build of torch, which is large')\n"
     )
     run([str(PYTHON), "-c", code], "the new environment does not work", show_last_line=True)
 

@@ -1,6 +1,6 @@
 """Build hook: puts the policies and the embedded base model into the wheel, under `memupdate/_data/`.
 
-An editable install gets nothing here: it reads both from the checkout, so there is never an old copy beside the new one.
+An editable install gets nothing here: it reads both from the checkout, so there is never an old copy beside the new.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODEL_LIMIT_BYTES = 12_000_000
 """What the embedded model may weigh, so that the wheel stays quick to fetch."""
 
 
-class WheelDataHook(BuildHookInterface):  # type: ignore[misc]  # hatchling ships no types
+class WheelDataHook(BuildHookInterface):
     """Adds the data files to a standard wheel; refuses to build one that could not run the demo."""
 
     PLUGIN_NAME = "custom"

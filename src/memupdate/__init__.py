@@ -1,7 +1,7 @@
 """memupdate: new facts written into a deployed language model as LoRA, with a budget before and a proof after.
 
-`from memupdate import Workspace` is the whole public API. Importing this package loads neither torch nor vllm; `Workspace` is looked
-up when it is first asked for.
+`from memupdate import Workspace` is the whole public API. Importing this package loads neither torch nor vllm;
+`Workspace` is looked up when it is first asked for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command line: parse, call an operation, render what it returns. No logic lives here.
 
-Invariant: importing this package, and `--help` of any command, loads none of torch, transformers, vllm, peft and scipy; a test looks
-into `sys.modules`. Commands import their operation when they run.
+Invariant: importing this package, and `--help` of any command, loads none of torch, transformers, vllm, peft and scipy;
+a test looks into `sys.modules`. Commands import their operation when they run.
 """
 
 from memupdate.cli.app import app, main

@@ -1,7 +1,7 @@
 """The `memupdate` application: global options, the commands by group, and what happens when one fails.
 
-Invariant: exit codes are those of `memupdate.errors.ExitCode`, and 130 after Ctrl-C; usage errors exit with 2, errors of ours surface
-whole with 1. Nothing here knows what a command does.
+Invariant: exit codes are those of `memupdate.errors.ExitCode`, and 130 after Ctrl-C; usage errors exit with 2, bugs of
+ours surface whole with 1. Nothing here knows what a command does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from memupdate import __version__
-from memupdate.cli import deploy, facts, law, update, workspace
 from memupdate.cli import demo as demo_module
+from memupdate.cli import deploy, facts, law, update, workspace
 from memupdate.cli.errors import INTERRUPTED_EXIT_CODE, show_error, show_interrupted
 from memupdate.cli.session import Session
 from memupdate.errors import MemupdateError
@@ -78,7 +78,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Writes new facts into a deployed language model as LoRA: planned by a law, proved token by token, served by vLLM.",
+    help="Writes new facts into a deployed language model as LoRA: planned by a law, proved token by token, "
+    "served by vLLM.",
     epilog="-w, --workspace and --debug may stand anywhere. "
     "Exit codes: 0 done, 1 internal error, 2 bad usage or input, 3 a proof failed, 4 over budget, 5 workspace locked, "
     "6 engine or model unreachable, 130 interrupted.",

@@ -9,6 +9,7 @@ import typer
 from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
 from memupdate.cli.session import CollectionOption, FactsArgument, JsonOption, parse_numbers, session_of
+from memupdate.cli.views import calibration_views, plan_views
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +34,7 @@ def calibrate(
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
         report = workspace.calibrate(quick=quick, ranks=rank_list, sizes=size_list, progress=progress)
-    emit("calibrate", report, as_json=as_json)
+    emit("calibrate", report, as_json=as_json, view=calibration_views)
 
 
 def plan(
@@ -43,4 +44,4 @@ def plan(
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
         report = workspace.plan(facts, collection=collection, progress=progress)
-    emit("plan", report, as_json=as_json)
+    emit("plan", report, as_json=as_json, view=plan_views)

@@ -64,6 +64,7 @@ class PlainLines:
         self._last_shown_s: dict[str, float] = {}
 
     def __call__(self, event: ProgressEvent, /) -> None:
+        """Print the event if its time has come."""
         now_s = self._clock()
         last_s = self._last_shown_s.get(event.stage)
         finished = event.total is not None and event.done >= event.total

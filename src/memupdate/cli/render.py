@@ -1,14 +1,15 @@
 """Turns what operations return into text for people or one JSON document for scripts.
 
-Invariant: with `--json`, stdout carries exactly one document, `{"schema_version": 1, "command": …, "data": …}`. Tables are built from the
-same `to_dict()`, so both say the same. Nothing here knows what the values mean, except by the unit in their name.
+Invariant: with `--json`, stdout carries exactly one document, `{"schema_version": 1, "command": …, "data": …}`. Tables
+are built from the same `to_dict()`, so both say the same. Nothing here knows what the values mean, except by the unit
+in their name.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -36,7 +37,13 @@ class Report(Protocol):
 
 
 def emit(
-    command: str, report: Any, *, as_json: bool, hide: Iterable[str] = (), columns: Sequence[str] | None = None
+    command: str,
+    report: Any,
+    *,
+    as_json: bool,
+    hide: Iterable[str] = (),
+    columns: Sequence[str] | None = None,
+    view: Callable[[Any], Sequence[RenderableType]] | None = None,
 ) -> None:
     """Print a report, or a sequence of them.
 
@@ -46,15 +53,16 @@ def emit(
         as_json: one document instead of tables.
         hide: keys that people do not need to see; JSON keeps them.
         columns: keys to show of a sequence's rows, in this order; all of them if not given.
+        view: what people see, for reports with tables of their own.
     """
-    data = to_plain(report)
     if as_json:
-        print_json(command, data)
+        print_json(command, to_plain(report))
         return
     from rich.console import Console
 
     console = Console()
-    for part in views(command, data, hide=frozenset(hide), columns=columns):
+    parts = view(report) if view else views(command, to_plain(report), hide=frozenset(hide), columns=columns)
+    for part in parts:
         console.print(part)
 
 

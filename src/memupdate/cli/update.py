@@ -9,6 +9,7 @@ import typer
 from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
 from memupdate.cli.session import CollectionOption, FactsArgument, JsonOption, session_of
+from memupdate.cli.views import add_views
 from memupdate.errors import ExitCode
 
 
@@ -41,7 +42,7 @@ def add(
             skip_invalid=skip_invalid,
             progress=progress,
         )
-    emit("add", report, as_json=as_json)
+    emit("add", report, as_json=as_json, view=add_views)
 
 
 def resume(ctx: typer.Context, as_json: JsonOption = False) -> None:
@@ -49,7 +50,7 @@ def resume(ctx: typer.Context, as_json: JsonOption = False) -> None:
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
         reports = workspace.resume(progress=progress)
-    emit("resume", reports, as_json=as_json, hide=("plan", "messages", "failed_facts"))
+    emit("resume", reports, as_json=as_json, hide=("plan", "failures", "publication", "messages"))
 
 
 def verify(
