@@ -112,6 +112,7 @@ def _plan(request: PlanRequest, check: _Check, reasons: tuple[str, ...]) -> Plan
     parameters = check.rank * request.placement.parameters_per_rank
     stored = bits_stored(fit.base_loss_nats.mid, tokens)
     density = bits_per_parameter(stored, parameters)
+    # Time follows all live tokens: older facts are replayed and proved again with every batch.
     return Plan(
         collection=request.collection,
         facts_new=request.facts_new,
@@ -140,9 +141,9 @@ def _plan(request: PlanRequest, check: _Check, reasons: tuple[str, ...]) -> Plan
 def _reasons(request: PlanRequest, checks: list[_Check]) -> tuple[str, ...]:
     """Why the last of `checks` (the only one that fits) and not a smaller rank."""
     chosen, limits = checks[-1], request.limits
-    promise = f"{chosen.share.low:.2%} of facts proved or better (policy: {limits.proved_share:.2%})"
+    promise = f"at least {chosen.share.low:.2%} of facts proved (policy: {limits.proved_share:.2%})"
     if chosen.kl is not None and limits.max_kl_nats is not None:
-        promise += f", harm {chosen.kl.high:.4f} nats or less (policy: {limits.max_kl_nats:.4f})"
+        promise += f", harm at most {chosen.kl.high:.4f} nats (policy: {limits.max_kl_nats:.4f})"
     reasons = [f"rank {chosen.rank} for {request.target_tokens_live:,} live target tokens: {promise}"]
     if len(checks) > 1:
         smaller = checks[-2]

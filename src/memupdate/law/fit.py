@@ -74,7 +74,7 @@ class LawFit:
         return None if self.harm is None else self.harm.predict(effective_parameters, target_tokens, self.confidence)
 
     def predict_proved_share(self, effective_parameters: float, target_tokens: float) -> Interval:
-        """Share of live facts whose every token is the argmax, 0 to 1."""
+        """Expected share of live facts whose every token is the argmax, 0 to 1."""
         return self.recall.predict(self.loss, effective_parameters, target_tokens, self.confidence)
 
     def predict_duration_s(self, effective_parameters: float, target_tokens: float) -> Interval:
@@ -163,7 +163,7 @@ def fit_laws(points: Sequence[LawPoint], *, confidence: float = 0.9, bootstrap: 
         seed=seed,
         points=len(usable),
         points_saturated=sum(is_saturated(point) for point in usable),
-        rank_range=(min(point.rank for point in usable), max(point.rank for point in usable)),
+        rank_range=(int(min(point.rank for point in usable)), int(max(point.rank for point in usable))),
         parameters_range=loss.parameters_range,
         tokens_range=loss.tokens_range,
         base_loss_nats=_base_loss(usable, confidence),
@@ -236,7 +236,7 @@ def _enough(points: Sequence[LawPoint]) -> bool:
 
 
 def _base_loss(points: Sequence[LawPoint], confidence: float) -> Interval:
-    losses = [point.loss_before_nats for point in points]
+    losses = [float(point.loss_before_nats) for point in points]
     tokens = [point.target_tokens for point in points]
     mid = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
     tail = (1 - confidence) / 2

@@ -73,7 +73,7 @@ class MemoryLaw:
 
 def is_saturated(point: LawPoint) -> bool:
     """Whether ΔL says "at least" only: see `SATURATED_SHARE`."""
-    return point.stopped_early or point.loss_drop_nats >= SATURATED_SHARE * point.loss_before_nats
+    return bool(point.stopped_early or point.loss_drop_nats >= SATURATED_SHARE * point.loss_before_nats)
 
 
 def why_not_fitted(points: Sequence[LawPoint]) -> str:
@@ -206,8 +206,11 @@ def _note(r2: float | None, residuals: Array, best: Array) -> str:
         return "the unsaturated points do not differ: nothing to explain"
     if len(residuals) <= 4:
         return f"four parameters on {len(residuals)} unsaturated points: R² says nothing"
+    notes = []
     if r2 < 0.9:
-        return f"lack of fit: R² {r2:.2f} over the unsaturated points, worst off by {worst:.2f} nats"
+        notes.append(f"lack of fit: R² {r2:.2f} over the unsaturated points, worst off by {worst:.2f} nats")
     if min(best[1], best[2]) < 2 * EXPONENT_BOUNDS[0] or max(best[1], best[2]) > 0.9 * EXPONENT_BOUNDS[1]:
-        return "over this range the points look logarithmic: an exponent is at its bound, so C and b are not told apart"
-    return ""
+        notes.append(
+            "an exponent is at its bound (the points look logarithmic over this range): C and b are not told apart"
+        )
+    return "; ".join(notes)

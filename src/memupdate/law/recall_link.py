@@ -48,7 +48,10 @@ class RecallLink:
     noise: tuple[float, ...]
 
     def predict(self, law: ResidualLaw, parameters: float, tokens: float, confidence: float) -> Interval:
-        """Share of facts proved by one future run. `law` must be the one that the link was fitted with."""
+        """Expected share of facts proved by one future run. `law` must be the one that the link was fitted with.
+
+        Scatter between runs is in the interval; the luck of single facts (binomial, small for many facts) is not.
+        """
         x, _ = law.pressure(parameters, tokens, 0)
         mid = float(_sigmoid(self.best[0] - self.best[1] * x))
         tail = (1 - confidence) / 2
