@@ -1,20 +1,20 @@
 """The `Fact`: what an operator wants the model to know, its identity and its key.
 
-Invariant: two facts with the same content have the same `id`, whatever file or field order they came in. Nothing here reads files
-or knows tokenizers.
+Invariant: two facts with the same content have the same `id`, whatever file or field order they came in. Nothing here
+reads files or knows tokenizers.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from memupdate.storage import canonical_json, text_sha256
 
 Rendering = Literal["auto", "chat", "completion"]
-"""How a fact is put to the model: by the chat template, as plain text, or (`auto`) whichever the policy and tokenizer say."""
+"""How a fact is put to the model: by the chat template, as plain text, or (`auto`) as policy and tokenizer say."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Fact:
     separator: str = " "
     external_id: str | None = None
     """The `id` given in the file; no part of the identity."""
-    extra: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
     @cached_property
     def id(self) -> str:
@@ -72,10 +71,15 @@ class Fact:
         """
         if self.subject and self.relation:
             return f"sr:{normalise(self.subject)}\x1f{normalise(self.relation)}"
-        return f"p:{normalise(self.prompt)}"
+        return prompt_key(self.prompt)
+
+
+def prompt_key(prompt: str) -> str:
+    """The key of a fact that is known by its prompt alone."""
+    return f"p:{normalise(prompt)}"
 
 
 def normalise(text: str) -> str:
-    """NFKC, case-folded, white space collapsed, closing punctuation dropped: texts that a person would call the same."""
+    """NFKC, case-folded, white space collapsed, closing punctuation dropped: texts that a person calls the same."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(folded.split()).rstrip(" .:?!")

@@ -1,4 +1,4 @@
-"""Says in words which values a policy key allows, read from the schema, so that messages cannot drift from the checks."""
+"""Says in words which values a policy key allows, read from the schema, so messages cannot drift from checks."""
 
 from __future__ import annotations
 

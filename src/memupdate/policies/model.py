@@ -195,7 +195,7 @@ class ServingSection(_Section):
 
 
 def _is_refused_flag(word: str) -> bool:
-    """The engine's parser takes `_` for `-`, `--flag=value`, `--flag.key=value` and unambiguous beginnings of a flag."""
+    """The engine's parser takes `_` for `-`, `--flag=value`, `--flag.key=value` and the beginning of a flag."""
     flag = word.split("=", 1)[0].split(".", 1)[0].replace("_", "-")
     return len(flag) > 2 and flag.startswith("--") and any(known.startswith(flag) for known in _REFUSED_ENGINE_FLAGS)
 

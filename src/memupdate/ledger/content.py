@@ -1,0 +1,48 @@
+"""Facts as rows and back.
+
+Invariant: `parse_fact(fact_json(fact)) == fact` for every fact, whatever characters it holds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from typing import Any
+
+from memupdate.facts.model import Fact, Probe
+
+_FIELDS = frozenset(field.name for field in fields(Fact))
+
+
+def fact_json(fact: Fact) -> str:
+    """Every field as ASCII JSON, so that NULs and lone surrogates pass through SQLite unharmed."""
+    return json.dumps(asdict(fact), sort_keys=True, separators=(",", ":"))
+
+
+def parse_fact(content_json: str) -> Fact:
+    """The fact that `fact_json` wrote; fields of a newer memupdate are passed over."""
+    data: dict[str, Any] = {name: value for name, value in json.loads(content_json).items() if name in _FIELDS}
+    data["paraphrases"] = tuple(data["paraphrases"])
+    data["tags"] = tuple(data["tags"])
+    data["locality"] = tuple(Probe(**probe) for probe in data["locality"])
+    return Fact(**data)
+
+
+def fact_row(fact: Fact, created_at_utc: str) -> dict[str, Any]:
+    """The row of table `facts`."""
+    return {
+        "id": fact.id,
+        "key": storable(fact.key),
+        "prompt": storable(fact.prompt),
+        "target": storable(fact.target),
+        "subject": storable(fact.subject),
+        "relation": storable(fact.relation),
+        "content_json": fact_json(fact),
+        "created_at_utc": created_at_utc,
+    }
+
+
+def storable(text: str | None) -> str | None:
+    """`text` for a column that people read: lone surrogates become `?`."""
+    # SQLite stores UTF-8; a lone surrogate has none. These columns are for reading, content_json has the exact text.
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")

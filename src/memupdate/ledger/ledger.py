@@ -1,0 +1,26 @@
+"""The `Ledger`: one workspace's whole history, put together from one module per noun.
+
+Invariant: facts are content-addressed and rows are append-only, apart from a batch's state and plan and the outcome of
+its facts; triggers of the schema refuse anything else. What is live is never stored: it follows from releases, outcomes
+and supersessions.
+"""
+
+from __future__ import annotations
+
+from memupdate.ledger.batches import Batches
+from memupdate.ledger.events import Events
+from memupdate.ledger.facts import Facts
+from memupdate.ledger.law import Law
+from memupdate.ledger.releases import Releases
+
+
+class Ledger(Batches, Facts, Releases, Law, Events):
+    """Open with `Ledger.open(path)` or `Ledger.create(path)`; close it, or use it as a context manager.
+
+    Each method that changes something is one transaction; `with ledger.transaction():` makes several into one. One
+    process writes at a time (`workspace_lock`); any number may read. A `Ledger` belongs to the thread that opened it.
+    """
+
+    def verify(self) -> list[str]:
+        """Recompute every hash and check every reference; one line per problem, empty where all is well."""
+        return [*self.verify_file(), *self.verify_facts(), *self.verify_law()]

@@ -1,0 +1,267 @@
+"""The ledger's schema, as numbered steps that are never edited once released.
+
+Invariant: each step runs in one transaction together with the note that it ran, so a crash leaves whole steps. Rows are
+append-only; triggers refuse what is not, apart from a batch's state and plan and the outcome of its facts. The views
+serve plain `sqlite3`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlite_utils import Database, Migrations
+
+APPLICATION_ID = 0x6D757064
+"""`mupd`: tells a ledger from any other SQLite file."""
+
+MIGRATIONS = Migrations("memupdate")
+
+
+def _step(function: Callable[[Database], None]) -> Callable[[Database], None]:
+    MIGRATIONS()(function)
+    return function
+
+
+def _run(db: Database, *statements: str) -> None:
+    # One by one: `executescript` would commit the step's transaction half-way.
+    for statement in statements:
+        db.execute(statement)
+
+
+def _append_only(db: Database, *tables: str) -> None:
+    for table in tables:
+        for verb in ("UPDATE", "DELETE"):
+            db.execute(
+                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            )
+
+
+@_step
+def m001_facts(db: Database) -> None:
+    """Facts, content-addressed, and the files that they were read from."""
+    _run(
+        db,
+        f"PRAGMA application_id = {APPLICATION_ID}",
+        """CREATE TABLE sources (
+            id INTEGER PRIMARY KEY,
+            path TEXT NOT NULL,              -- as the operator gave it
+            sha256 TEXT NOT NULL,            -- 'sha256:…' of the file's bytes
+            size_bytes INTEGER NOT NULL,
+            format TEXT NOT NULL,
+            received_at_utc TEXT NOT NULL,
+            UNIQUE (path, sha256)            -- the same file again is the same source
+        )""",
+        """CREATE TABLE facts (
+            id TEXT PRIMARY KEY,             -- 'sha256:…' over what is taught and from when it holds
+            key TEXT NOT NULL,               -- what it is about; one live fact per key and collection
+            prompt TEXT NOT NULL,            -- copies out of content_json, for reading and searching
+            target TEXT NOT NULL,
+            subject TEXT,
+            relation TEXT,
+            content_json TEXT NOT NULL,      -- every field, ASCII only, enough to rebuild the fact exactly
+            created_at_utc TEXT NOT NULL
+        )""",
+        "CREATE INDEX facts_by_key ON facts (key)",
+        """CREATE TABLE fact_sources (
+            fact TEXT NOT NULL REFERENCES facts (id),
+            source INTEGER NOT NULL REFERENCES sources (id),
+            line INTEGER NOT NULL,           -- 1-based
+            external_id TEXT,                -- the id that this file gives the fact
+            stated_source TEXT,              -- the source that this file states for the fact
+            PRIMARY KEY (fact, source, line)
+        )""",
+        "CREATE INDEX fact_sources_by_source ON fact_sources (source)",
+    )
+    _append_only(db, "sources", "facts", "fact_sources")
+
+
+@_step
+def m002_batches(db: Database) -> None:
+    """Collections, and the batches that change them."""
+    _run(
+        db,
+        "CREATE TABLE collections (name TEXT PRIMARY KEY, created_at_utc TEXT NOT NULL)",
+        """CREATE TABLE batches (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            collection TEXT NOT NULL REFERENCES collections (name),
+            source INTEGER NOT NULL REFERENCES sources (id),
+            state TEXT NOT NULL CHECK (state IN
+                ('received', 'planned', 'trained', 'verified', 'released', 'published', 'failed')),
+            publish INTEGER NOT NULL CHECK (publish IN (0, 1)),  -- 0: 'released' is the last state wanted
+            facts_unchanged INTEGER NOT NULL,                    -- facts of the file that were live already
+            policy_json TEXT NOT NULL,                           -- resolved: every value, with origins
+            plan_json TEXT,
+            failure_reason TEXT,
+            created_at_utc TEXT NOT NULL,
+            updated_at_utc TEXT NOT NULL,
+            CHECK ((state = 'failed') = (failure_reason IS NOT NULL))
+        )""",
+        "CREATE INDEX batches_by_collection ON batches (collection, state)",
+        """CREATE TABLE batch_facts (
+            batch INTEGER NOT NULL REFERENCES batches (id),
+            fact TEXT NOT NULL REFERENCES facts (id),
+            position INTEGER NOT NULL,       -- order inside the batch, from 0
+            change TEXT NOT NULL CHECK (change IN ('new', 'superseding')),
+            supersedes TEXT REFERENCES facts (id),               -- the live fact with the same key
+            outcome TEXT CHECK (outcome IN ('proved', 'unproved')),  -- NULL until proved or not
+            PRIMARY KEY (batch, fact),
+            CHECK ((change = 'superseding') = (supersedes IS NOT NULL))
+        )""",
+        "CREATE INDEX batch_facts_by_fact ON batch_facts (fact)",
+        "CREATE INDEX batch_facts_by_supersedes ON batch_facts (supersedes) WHERE supersedes IS NOT NULL",
+        """CREATE TRIGGER batches_fixed BEFORE UPDATE OF id, collection, source, publish, facts_unchanged, policy_json,
+            created_at_utc ON batches BEGIN SELECT RAISE(ABORT, 'only a batch''s state and plan change'); END""",
+        """CREATE TRIGGER batches_no_delete BEFORE DELETE ON batches
+            BEGIN SELECT RAISE(ABORT, 'batches is append-only'); END""",
+        """CREATE TRIGGER batch_facts_fixed BEFORE UPDATE OF batch, fact, position, change, supersedes ON batch_facts
+            BEGIN SELECT RAISE(ABORT, 'only the outcome of a batch''s fact changes'); END""",
+        """CREATE TRIGGER batch_facts_no_delete BEFORE DELETE ON batch_facts
+            BEGIN SELECT RAISE(ABORT, 'batch_facts is append-only'); END""",
+    )
+    _append_only(db, "collections")
+
+
+@_step
+def m003_releases(db: Database) -> None:
+    """Slices, releases and proofs."""
+    _run(
+        db,
+        """CREATE TABLE slices (
+            id INTEGER PRIMARY KEY,
+            batch INTEGER NOT NULL REFERENCES batches (id),
+            relative_path TEXT NOT NULL,     -- from the workspace's root
+            sha256 TEXT NOT NULL,
+            rank_before INTEGER NOT NULL,    -- of the memory; 0 for an empty one
+            rank_after INTEGER NOT NULL,
+            size_bytes INTEGER NOT NULL,
+            created_at_utc TEXT NOT NULL
+        )""",
+        "CREATE INDEX slices_by_batch ON slices (batch)",
+        """CREATE TABLE releases (
+            name TEXT PRIMARY KEY,           -- 'acme@v7'
+            collection TEXT NOT NULL REFERENCES collections (name),
+            version INTEGER NOT NULL CHECK (version >= 1),
+            batch INTEGER UNIQUE REFERENCES batches (id),        -- NULL where no batch of facts made it
+            parent TEXT REFERENCES releases (name),              -- whose memory training began with
+            relative_path TEXT NOT NULL,     -- from the workspace's root
+            digest TEXT NOT NULL,            -- 'sha256:…' of the adapter
+            rank INTEGER NOT NULL,
+            placement TEXT NOT NULL,
+            base_fingerprint TEXT NOT NULL,  -- of the model that it was trained on; loads on no other
+            created_at_utc TEXT NOT NULL,
+            UNIQUE (collection, version)
+        )""",
+        """CREATE TABLE proofs (
+            id INTEGER PRIMARY KEY,
+            release TEXT NOT NULL REFERENCES releases (name),
+            fact TEXT NOT NULL REFERENCES facts (id),
+            engine TEXT NOT NULL CHECK (engine IN ('in-process', 'served')),
+            proved INTEGER NOT NULL CHECK (proved IN (0, 1)),
+            min_probability REAL,            -- of the weakest target token
+            failed_position INTEGER,         -- in the target, from 0: the first token that is not the argmax
+            failed_token TEXT,
+            emitted_token TEXT,              -- what the model emits in its place
+            proved_at_utc TEXT NOT NULL
+        )""",
+        "CREATE INDEX proofs_by_release ON proofs (release, engine, fact)",
+        "CREATE INDEX proofs_by_fact ON proofs (fact)",
+    )
+    _append_only(db, "slices", "releases", "proofs")
+
+
+@_step
+def m004_law_and_events(db: Database) -> None:
+    """What was measured, the fits to it, and the log."""
+    _run(
+        db,
+        """CREATE TABLE law_points (
+            id TEXT PRIMARY KEY,             -- 'sha256:…' over all measured values: the same point twice is one
+            batch INTEGER REFERENCES batches (id),               -- NULL for calibration and shipped points
+            base_fingerprint TEXT NOT NULL,
+            placement TEXT NOT NULL,
+            recipe TEXT NOT NULL,            -- 'sha256:…' of what else the numbers depend on
+            rank INTEGER NOT NULL,
+            effective_parameters INTEGER NOT NULL,
+            facts INTEGER NOT NULL,
+            target_tokens INTEGER NOT NULL,
+            loss_before_nats REAL NOT NULL,  -- mean over target tokens
+            loss_after_nats REAL NOT NULL,
+            facts_proved INTEGER NOT NULL,
+            kl_nats REAL,                    -- harm per anchor token; NULL where not measured
+            epochs INTEGER NOT NULL,
+            stopped_early INTEGER NOT NULL CHECK (stopped_early IN (0, 1)),  -- 1: censored, capacity allows more
+            duration_s REAL NOT NULL,
+            origin TEXT NOT NULL CHECK (origin IN ('calibration', 'shipped', 'batch')),
+            created_at_utc TEXT NOT NULL
+        )""",
+        "CREATE INDEX law_points_by_recipe ON law_points (base_fingerprint, placement, recipe)",
+        """CREATE TABLE law_fits (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,               -- the newest fit of a recipe is the one in use
+            id TEXT NOT NULL,                -- 'sha256:…' over the fit; a fit that returns keeps its id
+            base_fingerprint TEXT NOT NULL,
+            placement TEXT NOT NULL,
+            recipe TEXT NOT NULL,
+            fit_json TEXT NOT NULL,
+            created_at_utc TEXT NOT NULL
+        )""",
+        "CREATE INDEX law_fits_by_recipe ON law_fits (base_fingerprint, placement, recipe, seq)",
+        "CREATE INDEX law_fits_by_id ON law_fits (id)",
+        """CREATE TABLE events (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            at_utc TEXT NOT NULL,
+            kind TEXT NOT NULL,              -- 'state', 'publish', 'rollback', …
+            collection TEXT,
+            batch INTEGER REFERENCES batches (id),
+            release TEXT,                    -- by name only: an event may speak of one that never came to be
+            detail_json TEXT NOT NULL
+        )""",
+        "CREATE INDEX events_by_batch ON events (batch)",
+    )
+    _append_only(db, "law_points", "law_fits", "events")
+
+
+@_step
+def m005_views(db: Database) -> None:
+    """Views that answer an operator's questions in one query, and that the queries here build on."""
+    _run(
+        db,
+        # A release whose batch failed afterwards (its served proof, say) is never built on: it counts nowhere.
+        """CREATE VIEW good_releases AS
+            SELECT r.* FROM releases r LEFT JOIN batches b ON b.id = r.batch
+            WHERE b.state IS NULL OR b.state <> 'failed'""",
+        """CREATE VIEW fact_history AS
+            SELECT bf.fact, b.collection, bf.batch, b.state AS batch_state, bf.position, bf.change, bf.supersedes,
+                bf.outcome, r.name AS release, r.version, b.created_at_utc AS at_utc,
+                CASE
+                    WHEN b.state = 'failed' THEN 'failed'
+                    WHEN r.name IS NULL THEN 'pending'
+                    WHEN bf.outcome = 'unproved' THEN 'unproved'
+                    WHEN EXISTS (
+                        SELECT 1 FROM batch_facts s JOIN good_releases later ON later.batch = s.batch
+                        WHERE s.supersedes = bf.fact AND later.collection = b.collection AND later.version > r.version
+                    ) THEN 'superseded'
+                    ELSE 'live'
+                END AS status
+            FROM batch_facts bf JOIN batches b ON b.id = bf.batch LEFT JOIN releases r ON r.batch = b.id""",
+        """CREATE VIEW live_facts AS
+            SELECT h.collection, f.id, f.key, f.prompt, f.target, h.release AS since_release, h.batch, h.position
+            FROM fact_history h JOIN facts f ON f.id = h.fact WHERE h.status = 'live'""",
+        """CREATE VIEW batch_summary AS
+            SELECT b.*, r.name AS release,
+                COUNT(bf.fact) AS facts_changed,
+                COALESCE(SUM(bf.change = 'new'), 0) AS facts_new,
+                COALESCE(SUM(bf.change = 'superseding'), 0) AS facts_superseding,
+                COALESCE(SUM(bf.outcome = 'proved'), 0) AS facts_proved,
+                COALESCE(SUM(bf.outcome = 'unproved'), 0) AS facts_unproved
+            FROM batches b LEFT JOIN batch_facts bf ON bf.batch = b.id LEFT JOIN releases r ON r.batch = b.id
+            GROUP BY b.id""",
+        """CREATE VIEW fact_provenance AS
+            SELECT h.release, h.collection, f.id AS fact, f.prompt, f.target, h.status, s.path, fs.line,
+                s.sha256 AS file_sha256, fs.stated_source, h.batch, b.policy_json
+            FROM fact_history h
+            JOIN facts f ON f.id = h.fact
+            JOIN batches b ON b.id = h.batch
+            LEFT JOIN fact_sources fs ON fs.fact = f.id AND fs.source = b.source
+            LEFT JOIN sources s ON s.id = fs.source""",
+    )
