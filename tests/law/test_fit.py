@@ -205,7 +205,7 @@ def test_predictions_widen_outside_the_range_and_say_so(fit):
 
 def test_held_out_shares_are_mostly_above_the_pessimistic_end():
     above, total = 0, 0
-    for seed in range(12):
+    for seed in range(6):
         fit = fit_laws(memft_points(seed=seed), bootstrap=60)
         for point in memft_points(seed=seed + 1000, sizes=(100, 200, 400)):
             low = fit.predict_proved_share(point.effective_parameters, point.target_tokens).low

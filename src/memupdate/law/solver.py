@@ -42,8 +42,8 @@ class Solution:
 def solve(model: Model, starts: Array, weights: Array, lower: Array, upper: Array, scale: float) -> Solution:
     """Minimise `Σ w · scale² · ρ((r / scale)²)` with `ρ(z) = 2(√(1 + z) − 1)` (soft L1) from every start.
 
-    Levenberg–Marquardt on the reweighted squares; steps are clipped to the bounds, and parameters held by a bound that
-    they push against are left out of the step.
+    Levenberg–Marquardt; steps are clipped to the bounds, and parameters held by a bound that they push against are left
+    out of the step.
 
     Args:
         model: residuals and Jacobian.
@@ -89,9 +89,10 @@ def _step(
     upper: Array,
     scale: float,
 ) -> Array:
-    robust = weights / np.sqrt(1 + (residuals / scale) ** 2)
-    gradient = np.einsum("bnp,bn->bp", jacobian, robust * residuals)
-    normal = np.einsum("bnp,bn,bnq->bpq", jacobian, robust, jacobian)
+    # Gradient by ρ' and curvature by ρ' + 2zρ'': with ρ' alone (reweighted squares) steps shrink where outliers decide.
+    slope = 1 / np.sqrt(1 + (residuals / scale) ** 2)
+    gradient = np.einsum("bnp,bn->bp", jacobian, weights * slope * residuals)
+    normal = np.einsum("bnp,bn,bnq->bpq", jacobian, weights * slope**3, jacobian)
     held = ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
     gradient = np.where(held, 0.0, gradient)
     normal = np.where(held[:, :, None] | held[:, None, :], 0.0, normal)
