@@ -92,6 +92,8 @@ class EngineSettings:
     """What clients must show; handed over by environment, so that it is in no process list."""
     extra_args: tuple[str, ...] = ()
     """Appended to vLLM's command line as they are."""
+    drain_s: int = 0
+    """Seconds that requests in flight may take to finish when the engine is stopped; 0 aborts them."""
     ready_timeout_s: float = 600.0
 
 
@@ -154,6 +156,8 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
     command += ["--middleware", MIDDLEWARE]
     if settings.max_model_len:
         command += ["--max-model-len", str(settings.max_model_len)]
+    if settings.drain_s:
+        command += ["--shutdown-timeout", str(settings.drain_s)]
     environment = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # Without it vLLM asks no resolver.
         "VLLM_NO_USAGE_STATS": "1",
@@ -193,6 +197,10 @@ class Engine:
         """The API server's process id, which is also its session and process group; 0 before the start."""
         return self._pid
 
+    @property
+    def _grace_s(self) -> float:
+        return _STOP_GRACE_S + self.settings.drain_s
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -212,6 +220,7 @@ class Engine:
         if self._watchdog is not None:
             raise EngineError("this engine was started already")
         _check_installed()
+        _check_model(self.settings.model)
         port = choose_port(self.settings.host, self.settings.port)
         command, environment = engine_command(self.settings)
         command[command.index("--port") + 1] = str(port)
@@ -247,7 +256,7 @@ class Engine:
         if watchdog.poll() is None:
             watchdog.terminate()
         try:
-            watchdog.wait(_STOP_GRACE_S + _KILL_GRACE_S)
+            watchdog.wait(self._grace_s + _KILL_GRACE_S)
         except BaseException as error:
             # The watchdog hangs, or the user is impatient (a second Ctrl-C): no grace any more.
             watchdog.kill()
@@ -266,7 +275,7 @@ class Engine:
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists():
             os.replace(log, log.with_name(log.name + ".1"))
-        prefix = [sys.executable, "-P", "-m", "memupdate.serving.watchdog", str(os.getpid()), str(_STOP_GRACE_S), "--"]
+        prefix = [sys.executable, "-P", "-m", "memupdate.serving.watchdog", str(os.getpid()), str(self._grace_s), "--"]
         with log.open("wb") as output:
             self._watchdog = subprocess.Popen(
                 [*prefix, *command],
@@ -422,6 +431,13 @@ def _check_installed() -> None:
             "memupdate is importable but not installed here, so vLLM would not find its plug-in",
             "install memupdate into the environment that runs vLLM",
         )
+
+
+def _check_model(model: str) -> None:
+    """A path that is not there must not be taken for a hub id: vLLM would look for it on the network."""
+    looks_like_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+    if looks_like_path and not Path(model).is_dir():
+        raise EngineError(f"there is no model folder {model}", "give the folder of the base model, or a hub id")
 
 
 def _target_modules(names: tuple[str, ...]) -> list[str]:

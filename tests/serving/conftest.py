@@ -1,0 +1,8 @@
+"""Makes `serving_fixtures` importable: with importlib mode pytest puts no test folder on the path."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,204 @@
+"""The manifest: pure moves, strict reading, and a cache that survives whatever state the file is in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memupdate.serving import manifest as module
+from memupdate.serving.manifest import (
+    RETIRED,
+    Manifest,
+    ManifestCache,
+    ManifestError,
+    ReleaseEntry,
+    manifest_json,
+    parse_manifest,
+    read_manifest,
+    with_alias,
+    with_release,
+    with_retired,
+    write_manifest,
+)
+
+BASE = "sha256:" + "b" * 64
+
+
+def entry(number: int) -> ReleaseEntry:
+    return ReleaseEntry("sha256:" + f"{number:064x}", "sha256:" + "c" * 64, 16, number, BASE)
+
+
+def example() -> Manifest:
+    manifest = with_release(with_release(Manifest(BASE), "acme@v1", entry(1)), "acme@v2", entry(2))
+    return with_alias(manifest, "acme", "acme@v1")
+
+
+def test_moves_are_pure_and_counted() -> None:
+    before = example()
+    after = with_alias(before, "acme", "acme@v2")
+    assert before.aliases["acme"].release == "acme@v1"
+    assert (after.aliases["acme"].release, after.aliases["acme"].previous) == ("acme@v2", "acme@v1")
+    assert after.generation == before.generation + 1 == 4
+    back = with_alias(after, "acme", "acme@v1")
+    assert (back.aliases["acme"].release, back.aliases["acme"].previous) == ("acme@v1", "acme@v2")
+    assert with_alias(after, "acme", "acme@v2") is after
+    assert with_release(after, "acme@v1", entry(1)) is after
+    assert after.next_lora_int_id() == 3
+
+
+def test_what_would_break_the_manifest_is_refused() -> None:
+    manifest = example()
+    with pytest.raises(ValueError, match="other content"):
+        with_release(manifest, "acme@v1", entry(9))
+    with pytest.raises(ValueError, match="share lora_int_id 2"):
+        with_release(manifest, "acme@v3", entry(2))
+    with pytest.raises(ValueError, match="not a release name"):
+        with_release(manifest, "../acme@v3", entry(3))
+    with pytest.raises(ValueError, match="not a digest"):
+        with_release(manifest, "acme@v3", replace(entry(3), digest="sha256:1"))
+    with pytest.raises(ValueError, match="not in the manifest"):
+        with_alias(manifest, "acme", "acme@v9")
+    with pytest.raises(ValueError, match="not an alias"):
+        with_alias(manifest, "Acme/..", "acme@v1")
+    with pytest.raises(ValueError, match="points at acme@v1, which is retired"):
+        with_retired(manifest, "acme@v1")
+    retired = with_retired(manifest, "acme@v2")
+    assert retired.releases["acme@v2"].state == RETIRED
+    with pytest.raises(ValueError, match="retired"):
+        with_alias(retired, "acme", "acme@v2")
+    assert retired.next_lora_int_id() == 3
+
+
+def test_the_file_reads_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "registry" / "manifest.json"
+    write_manifest(path, example())
+    assert read_manifest(path) == example()
+    value = json.loads(path.read_text())
+    assert value["aliases"]["acme"] == {"release": "acme@v1", "previous": None, "canary": None}
+    assert value["schema_version"] == 1
+    assert set(value["releases"]["acme@v1"]) == {
+        "digest",
+        "config_digest",
+        "rank",
+        "lora_int_id",
+        "base_fingerprint",
+        "state",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"schema_version": 2}, "schema_version is 2"),
+        ({"schema_version": True}, "schema_version is True"),
+        ({"generation": -1}, "generation"),
+        ({"aliases": []}, "aliases: expected an object"),
+        ({"aliases": {"acme": {"release": "acme@v7"}}}, "not in the manifest"),
+        ({"aliases": {"acme": {"release": "acme@v1", "canary": {"share": 0.1}}}}, "does not split traffic"),
+        ({"releases": {"acme@v1": {"digest": "sha256:0"}}}, "config_digest"),
+    ],
+)
+def test_a_foreign_or_inconsistent_file_is_refused(tmp_path: Path, change: dict[str, object], reason: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(manifest_json(example())), **change}))
+    with pytest.raises(ManifestError, match=reason):
+        read_manifest(path)
+
+
+def test_the_cache_parses_a_file_once(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_manifest(path, example())
+    cache = ManifestCache(path)
+    with patch.object(module, "parse_manifest", wraps=parse_manifest) as parse:
+        first = cache.get()
+        assert first is not None
+        assert all(cache.get() is first for _ in range(50))
+        assert parse.call_count == 1
+        write_manifest(path, with_alias(example(), "acme", "acme@v2"))
+        moved = cache.get()
+        assert moved is not None
+        assert moved.aliases["acme"].release == "acme@v2"
+        path.write_text("{")
+        assert all(cache.get() is moved for _ in range(50))
+        assert parse.call_count == 3
+
+
+def test_the_cache_survives_a_missing_file_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "manifest.json"
+    cache = ManifestCache(path)
+    with caplog.at_level(logging.WARNING):
+        assert cache.get() is None
+        assert cache.get() is None
+    assert len(caplog.records) == 1
+    write_manifest(path, example())
+    assert cache.get() == example()
+    kept = path.read_bytes()
+    path.unlink()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert cache.get() == cache.get() == example()
+    assert len(caplog.records) == 1
+    path.write_bytes(kept)
+    assert cache.get() == example()
+
+
+def test_a_manifest_cut_off_at_every_byte_leaves_the_last_good_one(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    good = example()
+    write_manifest(path, good)
+    cache = ManifestCache(path)
+    assert cache.get() == good
+    whole = manifest_json(with_alias(good, "acme", "acme@v2")).encode()
+    for length in range(len(whole) - 1):  # The last byte is a newline, without which the document is whole.
+        path.write_bytes(whole[:length])
+        assert cache.get() == good, length
+    path.write_bytes(whole)
+    found = cache.get()
+    assert found is not None
+    assert found.aliases["acme"].release == "acme@v2"
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_damaged_manifest_never_gives_anything_inconsistent(data: st.DataObject) -> None:
+    whole = bytearray(manifest_json(example()).encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(whole) - 1))
+        whole[position : position + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+        if not whole:
+            break
+    try:
+        found = parse_manifest(bytes(whole))
+    except ValueError:
+        return
+    assert all(alias.release in found.releases for alias in found.aliases.values())
+    assert parse_manifest(manifest_json(found)) == found
+
+
+@settings(max_examples=60, deadline=None)
+@given(targets=st.lists(st.sampled_from(["acme@v1", "acme@v2", "acme@v3"]), max_size=12))
+def test_rollback_always_goes_to_where_the_alias_was(targets: list[str]) -> None:
+    manifest = with_release(example(), "acme@v3", entry(3))
+    history = ["acme@v1"]
+    for target in targets:
+        manifest = with_alias(manifest, "acme", target)
+        if history[-1] != target:
+            history.append(target)
+    alias = manifest.aliases["acme"]
+    assert alias.release == history[-1]
+    assert alias.previous == (history[-2] if len(history) > 1 else None)
+
+
+def test_nothing_is_written_when_the_manifest_is_inconsistent(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    with pytest.raises(ValueError, match="base_fingerprint"):
+        write_manifest(path, Manifest(""))
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,380 @@
+"""The real vLLM process with both plug-ins, on a tiny random Llama: resolve, flip, roll back, refuse, score, stop.
+
+One engine serves all tests of this file; a start takes about a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import pytest
+from serving_fixtures import add_release, entry_for, write_adapter
+
+from memupdate.errors import EngineError
+from memupdate.layout import RegistryLayout
+from memupdate.serving.client import EngineClient, EngineRefused
+from memupdate.serving.engine import Engine, EngineSettings, engine_installed, running_engine
+from memupdate.serving.manifest import (
+    Manifest,
+    read_manifest,
+    with_alias,
+    with_release,
+    with_retired,
+    write_manifest,
+)
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(engine_installed() is None, reason="vLLM is not installed"),
+]
+
+ADMIN_TOKEN = "let me in"
+TARGETS = ("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj")
+RANK = 4
+CHAT = [{"role": "user", "content": "who leads the house by the river"}]
+TEXTS = (
+    "who leads the house by the river and the bridge over the river",
+    "the old mill stands beside the road that leads to the river",
+    "a bridge, a mill, a house and a road",
+)
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_model(folder: Path) -> dict[str, tuple[int, int]]:
+    """A tiny random Llama with its tokenizer; returns (d_out, d_in) of every matrix that may be adapted."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|end|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).to(torch.float32)
+    model.save_pretrained(folder)
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in TARGETS
+    }
+
+
+@dataclass
+class Served:
+    """The one engine of this file, and its workspace."""
+
+    engine: Engine
+    client: EngineClient
+    model: Path
+    registry: Path
+    record: Path
+    shapes: dict[str, tuple[int, int]]
+
+    @property
+    def layout(self) -> RegistryLayout:
+        return RegistryLayout(self.registry)
+
+    def manifest(self) -> Manifest:
+        return read_manifest(self.layout.manifest)
+
+    def write(self, manifest: Manifest) -> None:
+        write_manifest(self.layout.manifest, manifest)
+
+    def point(self, alias: str, release: str) -> None:
+        self.write(with_alias(self.manifest(), alias, release))
+
+
+def settings_for(model: Path, registry: Path, log: Path) -> EngineSettings:
+    return EngineSettings(
+        model=str(model),
+        served_model_name="tiny",
+        registry=registry,
+        log_path=log,
+        lora_target_modules=(*TARGETS, "lm_head"),
+        max_lora_rank=RANK,
+        dtype="float32",
+        max_model_len=320,
+        ready_timeout_s=420,
+    )
+
+
+def session_of(leader: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("served")
+    model, registry, record = root / "model", root / "registry", root / "engine.json"
+    shapes = make_model(model)
+    manifest = Manifest("sha256:" + "0" * 64)
+    for version in (1, 2):
+        manifest = add_release(registry, manifest, f"acme@v{version}", shapes=shapes, rank=RANK, seed=version, size=0.3)
+    write_manifest(RegistryLayout(registry).manifest, with_alias(manifest, "acme", "acme@v1"))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MEMUPDATE_ADMIN_TOKEN", ADMIN_TOKEN)
+    engine = Engine(settings_for(model, registry, root / "logs" / "engine.log"), record=record)
+    try:
+        with engine, EngineClient(engine.url) as client:
+            yield Served(engine, client, model, registry, record, shapes)
+    finally:
+        patch.undo()
+
+
+def test_alias_follows_the_manifest_from_one_request_to_the_next(served: Served) -> None:
+    assert served.client.models() == ("tiny",)
+    base = served.client.chat("tiny", CHAT, 12)
+    assert base.model == "tiny"
+    assert "x-memupdate-release" not in base.headers
+
+    first = served.client.chat("acme", CHAT, 12)
+    assert first.model == "acme@v1"
+    assert first.headers["x-memupdate-release"] == "acme@v1"
+    assert first.headers["x-memupdate-alias"] == "acme"
+
+    served.point("acme", "acme@v2")
+    second = served.client.chat("acme", CHAT, 12)
+    assert second.model == "acme@v2"
+
+    manifest = served.manifest()
+    previous = manifest.aliases["acme"].previous
+    assert previous == "acme@v1"
+    served.write(with_alias(manifest, "acme", previous))
+    back = served.client.chat("acme", CHAT, 12)
+    assert (back.model, back.text) == ("acme@v1", first.text)
+    assert len({base.text, first.text, second.text}) == 3
+    assert served.client.complete("acme@v2", "the old mill", 4).model == "acme@v2"
+
+
+def test_streams_name_the_release_and_arrive_in_pieces(served: Served) -> None:
+    body = {"model": "acme", "messages": CHAT, "max_tokens": 8, "temperature": 0, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", f"{served.engine.url}/v1/chat/completions", json=body, timeout=120) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data: {")]
+    assert response.headers["x-memupdate-alias"] == "acme"
+    assert len(lines) > 3
+    assert all('"model":"acme@v1"' in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name", ["acme@v99", "nobody", "../acme@v1", "acme@v1/../acme@v2", "acme@v1\x00", "ＡＣＭＥ@v1"]
+)
+def test_names_that_are_no_release_are_a_clean_404(served: Served, name: str) -> None:
+    with pytest.raises(EngineRefused) as caught:
+        served.client.complete(name, "the old mill", 2)
+    assert caught.value.status == 404
+    assert served.client.health()
+
+
+def test_a_corrupt_release_is_refused_and_the_rest_goes_on(served: Served) -> None:
+    folder = write_adapter(served.layout.release("acme@v3"), shapes=served.shapes, rank=RANK, seed=3)
+    manifest = served.manifest()
+    served.write(with_release(manifest, "acme@v3", entry_for(folder, 3, base=manifest.base_fingerprint)))
+    weights = folder / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 0xFF
+    weights.write_bytes(bytes(content))
+    for _ in range(2):
+        with pytest.raises(EngineRefused) as caught:
+            served.client.complete("acme@v3", "the old mill", 2)
+        assert caught.value.status == 404
+    assert "has digest" in served.engine.settings.log_path.read_text()
+    assert served.client.complete("acme@v1", "the old mill", 2).model == "acme@v1"
+
+
+def test_a_retired_release_is_a_404_even_when_it_is_loaded(served: Served) -> None:
+    manifest = served.manifest()
+    manifest = add_release(served.registry, manifest, "acme@v4", shapes=served.shapes, rank=RANK, seed=4)
+    served.write(manifest)
+    assert served.client.complete("acme@v4", "the old mill", 2).model == "acme@v4"
+    served.write(with_retired(served.manifest(), "acme@v4"))
+    with pytest.raises(EngineRefused) as caught:
+        served.client.complete("acme@v4", "the old mill", 2)
+    assert caught.value.status == 404
+
+
+def test_admin_routes_need_the_token(served: Served) -> None:
+    routes = ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/pause", "/ping"]
+    body = {"lora_name": "evil", "lora_path": str(served.layout.release("acme@v1"))}
+    with httpx.Client(base_url=served.engine.url, timeout=60) as http:
+        assert [http.post(route, json=body).status_code for route in routes] == [403] * len(routes)
+        assert http.delete("/adapters/acme@v1").status_code == 403
+        wrong = {"x-memupdate-admin-token": ADMIN_TOKEN + "x"}
+        assert http.post("/v1/load_lora_adapter", json=body, headers=wrong).status_code == 403
+        right = {"x-memupdate-admin-token": ADMIN_TOKEN}
+        assert http.post("/v1/load_lora_adapter", json=body, headers=right).status_code == 200
+        assert http.post("/v1/unload_lora_adapter", json=body, headers=right).status_code == 200
+        assert http.get("/metrics").status_code == 200
+        tokens = http.post("/tokenize", json={"model": "acme", "prompt": "the old mill"})
+        assert tokens.json()["count"] > 0
+
+
+def test_scores_are_those_of_transformers_and_peft(served: Served) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(served.model)
+    base = AutoModelForCausalLM.from_pretrained(served.model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(served.layout.release("acme@v2"))).eval()
+    # Prompts that share a prefix longer than a cache block (128 tokens on the CPU): what is cached keeps its scores.
+    texts = [" ".join([TEXTS[0]] * 14) + end for end in (" mill", " bridge", ", a road", " mill")] + list(TEXTS[1:])
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    prompts, targets = [row[:-5] for row in rows], [row[-5:] for row in rows]
+    assert 140 < max(map(len, prompts)) < 310
+    for _ in range(2):
+        served.client.complete("acme@v2", prompts[0], 1)
+    assert prefix_cache_hits(served.engine.url) > 0
+
+    for _ in range(2):
+        scores = served.client.score_targets("acme@v2", prompts, targets)
+        for prompt, target, found in zip(prompts, targets, scores, strict=True):
+            with torch.no_grad():
+                logprobs = torch.log_softmax(model(torch.tensor([prompt + target])).logits[0].float(), dim=-1)
+            for offset, score in enumerate(found):
+                row = logprobs[len(prompt) + offset - 1]
+                assert score.token_id == target[offset]
+                assert score.logprob == pytest.approx(row[target[offset]].item(), abs=1e-3)
+                assert score.top_token_id == int(row.argmax())
+                assert score.rank == 1 + int((row > row[target[offset]]).sum())
+    assert served.client.score_targets("acme@v2", prompts * 10, targets * 10)[-1] == scores[-1]
+    assert served.client.health()
+
+
+def test_a_proved_chain_is_what_the_engine_emits(served: Served) -> None:
+    from transformers import AutoTokenizer
+
+    prompt = AutoTokenizer.from_pretrained(served.model)(TEXTS[1], add_special_tokens=False)["input_ids"]
+    chain: list[int] = []
+    for _ in range(6):
+        # Whatever the target, the score names the most probable token at its place.
+        chain.append(served.client.score_targets("acme@v1", [prompt + chain], [[0]])[0][0].top_token_id)
+    scores = served.client.score_targets("acme@v1", [prompt], [chain])[0]
+    assert [score.rank for score in scores] == [1] * len(chain)
+    body = {"model": "acme@v1", "prompt": prompt, "max_tokens": 6, "temperature": 0, "return_token_ids": True}
+    answer = httpx.post(f"{served.engine.url}/v1/completions", json=body, timeout=60).json()
+    emitted = answer["choices"][0]["token_ids"]
+    assert emitted == chain[: len(emitted)]
+    assert len(emitted) == 6 or answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_engine_is_found_by_its_record_and_leaves_nothing_behind(served: Served) -> None:
+    found = running_engine(served.record)
+    assert found is not None
+    assert (found.pid, found.url, found.served_model_name) == (served.engine.pid, served.engine.url, "tiny")
+    assert found.max_lora_rank == 8
+    leader = served.engine.pid
+    assert len(session_of(leader)) > 1
+    started = time.monotonic()
+    served.engine.stop()
+    assert time.monotonic() - started < 35
+    assert session_of(leader) == []
+    assert running_engine(served.record) is None
+    assert not served.record.exists()
+    with pytest.raises(EngineError, match="cannot be reached"):
+        served.client.models()
+
+
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
+    broken = tmp_path / "model"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"model_type": "no-such-architecture"}')
+    settings = settings_for(broken, tmp_path / "registry", tmp_path / "engine.log")
+    engine = Engine(settings, record=tmp_path / "engine.json")
+    with pytest.raises(EngineError) as caught:
+        engine.start()
+    assert "no-such-architecture" in caught.value.message
+    assert caught.value.details
+    assert session_of(engine.pid) == []
+    assert not (tmp_path / "engine.json").exists()
+    with pytest.raises(EngineError, match="there is no model folder"):
+        Engine(replace(settings, model=str(tmp_path / "nowhere"))).start()
+
+
+def test_kill_9_of_the_parent_ends_the_engine(tmp_path: Path) -> None:
+    make_model(tmp_path / "model")
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from memupdate.serving.engine import Engine, EngineSettings\n"
+        "root = Path(sys.argv[1])\n"
+        "engine = Engine(EngineSettings(str(root / 'model'), 'tiny', root / 'registry', root / 'engine.log',\n"
+        "                               ('down_proj',), 8, dtype='float32'))\n"
+        "threading.Thread(target=engine.start, daemon=True).start()\n"
+        "while not engine.pid: time.sleep(0.05)\n"
+        "print(engine.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        leader = int(parent.stdout.readline())
+        # Not before vLLM has children of its own: they are what would be orphaned.
+        assert wait_until(lambda: len(session_of(leader)) > 1, 120)
+        os.kill(parent.pid, signal.SIGKILL)
+        assert wait_until(lambda: session_of(leader) == [], 40)
+    finally:
+        parent.kill()
+        parent.wait()
+        if parent.stdout is not None:
+            parent.stdout.close()
+
+
+def prefix_cache_hits(url: str) -> float:
+    """Tokens that vLLM says it took from its prefix cache so far."""
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    lines = [line for line in text.splitlines() if line.startswith("vllm:prefix_cache_hits_total")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
