@@ -45,7 +45,7 @@ def main() -> None:
         return
     started = time.monotonic()
     say(f"setting up {VENV} with Python {platform.python_version()} for {engine.upper()} (log: {LOG})")
-    make_venv()
+    make_venv(engine)
     if engine == "gpu":
         install_gpu()
     else:
@@ -90,10 +90,10 @@ def read_stamp() -> dict[str, str] | None:
     return stamp
 
 
-def make_venv() -> None:
+def make_venv(engine: str) -> None:
     """A virtual environment of this very Python; an older one, or one for another engine, is made anew."""
     STAMP.unlink(missing_ok=True)
-    marker = {key: value for key, value in describe(choose_engine()).items() if key != "inputs_sha256"}
+    marker = {key: value for key, value in describe(engine).items() if key != "inputs_sha256"}
     marker_file = VENV / "memupdate-venv.json"
     if PYTHON.exists() and marker_file.exists() and json.loads(marker_file.read_text(encoding="utf-8")) == marker:
         return

@@ -4,6 +4,6 @@ Invariant: importing this package, and `--help` of any command, loads none of to
 a test looks into `sys.modules`. Commands import their operation when they run.
 """
 
-from memupdate.cli.app import app, main
+from memupdate.cli.root import app, main
 
 __all__ = ["app", "main"]

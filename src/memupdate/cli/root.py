@@ -14,8 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from memupdate import __version__
-from memupdate.cli import demo as demo_module
-from memupdate.cli import deploy, facts, law, update, workspace
+from memupdate.cli import demo, deploy, facts, law, update, workspace
 from memupdate.cli.errors import INTERRUPTED_EXIT_CODE, show_error, show_interrupted
 from memupdate.cli.session import Session
 from memupdate.errors import MemupdateError
@@ -111,7 +110,7 @@ law.register(app)
 update.register(app)
 deploy.register(app)
 facts.register(app)
-demo_module.register(app)
+demo.register(app)
 
 
 def main() -> None:
