@@ -117,6 +117,15 @@ def test_a_port_in_use_is_said_so() -> None:
         choose_port("203.0.113.7", 0)
 
 
+def test_nothing_here_loads_torch_or_vllm() -> None:
+    names = ("manifest", "adapter_check", "middleware", "vllm_plugin", "watchdog", "engine", "client")
+    code = "import sys\n" + "".join(f"import memupdate.serving.{name}\n" for name in names)
+    code += "assert not {'torch', 'vllm', 'transformers', 'peft'} & set(sys.modules)\n"
+    code += "sys.modules['memupdate.serving.vllm_plugin'].register()\nassert 'vllm' not in sys.modules\n"
+    environment = {name: value for name, value in os.environ.items() if name != "MEMUPDATE_REGISTRY"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
 def test_the_reason_is_the_cause_and_not_its_consequences(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     log.write_text(
@@ -131,6 +140,12 @@ def test_the_reason_is_the_cause_and_not_its_consequences(tmp_path: Path) -> Non
     assert reason == "ValueError: No available memory for the cache blocks."
     assert tail[-1].startswith("RuntimeError: Engine core initialization failed")
     assert failure_reason(tmp_path / "none.log") == ("", ())
+    log.write_text(
+        "pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+        "  Value error, no such architecture [type=value_error, input_value=ArgsKwargs(())]\n"
+        "    For further information visit a page\n"
+    )
+    assert failure_reason(log)[0].endswith("for ModelConfig Value error, no such architecture")
     log.write_text("all is well\n")
     assert failure_reason(log) == ("", ("all is well",))
 

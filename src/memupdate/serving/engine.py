@@ -29,7 +29,7 @@ import httpx
 from memupdate.errors import EngineError, UsageError
 from memupdate.progress import Progress, ProgressEvent, no_progress
 from memupdate.serving.env import BASE_FINGERPRINT_ENV, MAX_RANK_ENV, REGISTRY_ENV
-from memupdate.storage import write_text_atomic
+from memupdate.storage import readable_disk_errors, write_text_atomic
 
 ENGINE_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM accepts for `--max-lora-rank`."""
@@ -272,9 +272,11 @@ class Engine:
 
     def _launch(self, command: list[str], environment: Mapping[str, str]) -> None:
         log = self.settings.log_path
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists():
-            os.replace(log, log.with_name(log.name + ".1"))
+        with readable_disk_errors(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            if log.exists():
+                os.replace(log, log.with_name(log.name + ".1"))
+            log.touch()
         prefix = [sys.executable, "-P", "-m", "memupdate.serving.watchdog", str(os.getpid()), str(self._grace_s), "--"]
         with log.open("wb") as output:
             self._watchdog = subprocess.Popen(
@@ -398,10 +400,21 @@ def failure_reason(log_path: Path) -> tuple[str, tuple[str, ...]]:
     except OSError:
         return "", ()
     said = [line for line in lines if line.strip(" ^~")]
-    errors = [line.strip() for line in said if _ERROR_LINE.search(line) and not line.startswith(("  ", "\t"))]
-    causes = [line for line in errors if not any(known in line for known in _CONSEQUENCES)]
-    reason = (causes or errors or [""])[-1]
+    errors = [at for at, line in enumerate(said) if _ERROR_LINE.search(line) and not line.startswith((" ", "\t"))]
+    causes = [at for at in errors if not any(known in said[at] for known in _CONSEQUENCES)]
+    chosen = (causes or errors)[-1:]
+    reason = " ".join(_with_continuation(said, at) for at in chosen)
     return reason[:500], tuple(line[:300] for line in said[-8:])
+
+
+def _with_continuation(lines: list[str], at: int) -> str:
+    """An error line and the indented lines after it, where a pydantic error has its substance."""
+    parts = [lines[at].strip()]
+    for line in lines[at + 1 : at + 4]:
+        if not line.startswith(" ") or line.lstrip().startswith(("File ", "For further information")):
+            break
+        parts.append(line.strip().split(" [type=", 1)[0])
+    return " ".join(parts)
 
 
 def process_start(pid: int) -> str | None:
