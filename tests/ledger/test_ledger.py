@@ -51,7 +51,7 @@ def test_any_fact_survives_its_json(fact: Fact) -> None:
 
 
 @given(facts=st.lists(any_fact, max_size=6, unique_by=lambda fact: fact.key))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_fact_in_is_the_same_fact_out(
     facts: list[Fact], tmp_path_factory: pytest.TempPathFactory, builder_of: Any
 ) -> None:
@@ -205,7 +205,7 @@ ORDER = STATES[:6]
 
 
 @given(steps=st.lists(st.sampled_from(STATES), max_size=12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_no_walk_leaves_the_state_machine(
     steps: list[str], tmp_path_factory: pytest.TempPathFactory, builder_of: Any
 ) -> None:
@@ -360,7 +360,7 @@ def point(**changes: Any) -> LawPoint:
 
 
 @given(loss=st.floats(0, 20), kl=st.none() | st.floats(0, 1), early=st.booleans(), duration=st.integers(0, 9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_law_points_come_back_equal_and_once(
     loss: float, kl: float | None, early: bool, duration: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

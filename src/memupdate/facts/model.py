@@ -82,4 +82,5 @@ def prompt_key(prompt: str) -> str:
 def normalise(text: str) -> str:
     """NFKC, case-folded, white space collapsed, closing punctuation dropped: texts that a person calls the same."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.split()).rstrip(" .:?!")
+    collapsed = " ".join(folded.split())
+    return collapsed.rstrip(" .:?!") or collapsed

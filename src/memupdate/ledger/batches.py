@@ -73,7 +73,7 @@ class Batches(Facts, Events):
             changes = self.diff(collection, [located.fact for located in facts_file.facts])
             source = self._store_source(facts_file)
             if changes.is_empty:
-                self.add_event("unchanged", collection=collection, detail={"file": facts_file.path})
+                self.add_event("unchanged", collection=collection, detail={"file": storable(facts_file.path)})
                 return None
             now = utc_now()
             row = {
@@ -101,7 +101,7 @@ class Batches(Facts, Events):
     def _store_source(self, facts_file: FactsFile) -> int:
         now = utc_now()
         source_row = {
-            "path": facts_file.path,
+            "path": storable(facts_file.path),
             "sha256": facts_file.sha256,
             "size_bytes": facts_file.size_bytes,
             "format": facts_file.format,

@@ -6,7 +6,7 @@ Invariant: `parse_fact(fact_json(fact)) == fact` for every fact, whatever charac
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from memupdate.facts.model import Fact, Probe
@@ -16,7 +16,10 @@ _FIELDS = frozenset(field.name for field in fields(Fact))
 
 def fact_json(fact: Fact) -> str:
     """Every field as ASCII JSON, so that NULs and lone surrogates pass through SQLite unharmed."""
-    return json.dumps(asdict(fact), sort_keys=True, separators=(",", ":"))
+    # Not `asdict`: its deep copies take longer than all the rest of storing a fact.
+    data = {name: getattr(fact, name) for name in _FIELDS}
+    data["locality"] = [{"prompt": probe.prompt, "target": probe.target} for probe in fact.locality]
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
 def parse_fact(content_json: str) -> Fact:

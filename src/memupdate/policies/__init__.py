@@ -3,7 +3,7 @@
 Torch-free. Everything downstream receives values, never this file's text.
 """
 
-from memupdate.policies.loader import load_policy, parse_policy, parse_resolved_policy, shipped_policies
+from memupdate.policies.loader import load_policy, parse_policy, parse_resolved_policy, policy_path, shipped_policies
 from memupdate.policies.model import Policy
 
-__all__ = ["Policy", "load_policy", "parse_policy", "parse_resolved_policy", "shipped_policies"]
+__all__ = ["Policy", "load_policy", "parse_policy", "parse_resolved_policy", "policy_path", "shipped_policies"]

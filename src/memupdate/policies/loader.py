@@ -41,7 +41,7 @@ def load_policy(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     Raises:
         PolicyError: no such policy, unreadable, not TOML, or with problems; `details` has one line for each.
     """
-    path = _find(name_or_path)
+    path = policy_path(name_or_path)
     return parse_policy(_read(path), where=str(path), overrides=overrides)
 
 
@@ -72,7 +72,8 @@ def parse_resolved_policy(text: str, *, where: str = "stored policy") -> Policy:
     return _check(data, cast("dict[str, Origin]", origins), where)
 
 
-def _find(name_or_path: str | Path) -> Path:
+def policy_path(name_or_path: str | Path) -> Path:
+    """Where `load_policy` would read from: a shipped policy's file by its name, else the path given. Raises PolicyError."""
     text = str(name_or_path)
     if isinstance(name_or_path, str) and _SHIPPED_NAME.fullmatch(text):
         shipped = resource_dir("policies") / f"{text}.toml"
