@@ -21,6 +21,7 @@ COMMANDS = [
     ["status"],
     ["calibrate"],
     ["plan"],
+    ["report"],
     ["add"],
     ["resume"],
     ["verify"],

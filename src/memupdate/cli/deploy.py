@@ -55,7 +55,9 @@ def serve(
     """Start vLLM with the releases, the alias and safe defaults; Ctrl-C stops it."""
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
-        workspace.serve(port=port, host=host, print_command=print_command, progress=progress)
+        command = workspace.serve(port=port, host=host, print_command=print_command, progress=progress)
+    if print_command:
+        typer.echo(command)
 
 
 @releases_app.command("list")

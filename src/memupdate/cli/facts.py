@@ -8,6 +8,7 @@ import typer
 
 from memupdate.cli.render import emit
 from memupdate.cli.session import CollectionOption, JsonOption, session_of
+from memupdate.cli.views import fact_document, fact_row, fact_rows_views
 
 facts_app = typer.Typer(no_args_is_help=True, help="Look into the ledger of facts.")
 
@@ -28,9 +29,9 @@ def facts_list(
     collection: CollectionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Facts with their state."""
+    """Live facts, with the release that brought them."""
     rows = session_of(ctx).open_workspace().facts(limit=limit, offset=offset, collection=collection)
-    emit("facts list", rows, as_json=as_json)
+    emit("facts list", [fact_row(row) for row in rows], as_json=as_json, view=fact_rows_views)
 
 
 @facts_app.command("show")
@@ -40,4 +41,4 @@ def facts_show(
     as_json: JsonOption = False,
 ) -> None:
     """One fact: its source, batches and proofs."""
-    emit("facts show", session_of(ctx).open_workspace().fact(fact), as_json=as_json)
+    emit("facts show", fact_document(session_of(ctx).open_workspace().fact(fact)), as_json=as_json)

@@ -36,6 +36,9 @@ CollectionOption = Annotated[
     str | None,
     typer.Option("--collection", "-c", metavar="NAME", help="The line of releases; the workspace's own if not given."),
 ]
+SkipInvalidOption = Annotated[
+    bool, typer.Option("--skip-invalid", help="Take the valid lines of the file and list the others.")
+]
 FactsArgument = Annotated[Path, typer.Argument(metavar="FACTS", help="The facts file; its format is detected.")]
 
 

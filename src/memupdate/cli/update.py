@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from memupdate.cli.law import plan
 from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
-from memupdate.cli.session import CollectionOption, FactsArgument, JsonOption, session_of
+from memupdate.cli.session import CollectionOption, FactsArgument, JsonOption, SkipInvalidOption, session_of
 from memupdate.cli.views import add_views
 from memupdate.errors import ExitCode
 
@@ -24,20 +25,20 @@ def add(
     ctx: typer.Context,
     facts: FactsArgument,
     collection: CollectionOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan; changes nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `memupdate plan`.")] = False,
     no_publish: Annotated[bool, typer.Option("--no-publish", help="Stop at the release; the alias stays.")] = False,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Take the valid lines of the file and list the others.")
-    ] = False,
+    skip_invalid: SkipInvalidOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The main job: read, plan, train, prove, release and publish a file of facts."""
+    if dry_run:
+        plan(ctx, facts, collection=collection, skip_invalid=skip_invalid, as_json=as_json)
+        return
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
         report = workspace.add(
             facts,
             collection=collection,
-            dry_run=dry_run,
             publish=not no_publish,
             skip_invalid=skip_invalid,
             progress=progress,
@@ -68,5 +69,5 @@ def verify(
     with progress_on_stderr() as progress:
         report = workspace.verify(release, served=served, progress=progress)
     emit("verify", report, as_json=as_json)
-    if report.failures:
+    if not report.passed:
         raise typer.Exit(int(ExitCode.PROOF_FAILED))

@@ -27,8 +27,14 @@ def init(
         Path | None, typer.Argument(metavar="DIR", help="The new workspace; --workspace if not given.")
     ] = None,
     policy: Annotated[
-        str, typer.Option("--policy", "-p", metavar="NAME_OR_FILE", help="A shipped policy's name or a TOML file.")
-    ] = "standard",
+        str | None,
+        typer.Option(
+            "--policy",
+            "-p",
+            metavar="NAME_OR_FILE",
+            help="A shipped policy's name or a TOML file; `standard` otherwise.",
+        ),
+    ] = None,
     collection: CollectionOption = None,
     probes: Annotated[
         Path | None,
