@@ -17,6 +17,8 @@ from memupdate.facts.formats import RecordProblems, detect_format
 from memupdate.facts.lines import Line, LineReader
 from memupdate.facts.model import Fact, normalise, prompt_key
 
+__all__ = ["MAX_DETAILS", "MAX_LINE_BYTES", "FactsFile", "LocatedFact", "Problem", "read_facts"]
+
 MAX_LINE_BYTES = 16 * 2**20
 """A fact is a sentence, a passage a page; a longer line is some other file."""
 

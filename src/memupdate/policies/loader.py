@@ -73,7 +73,7 @@ def parse_resolved_policy(text: str, *, where: str = "stored policy") -> Policy:
 
 
 def policy_path(name_or_path: str | Path) -> Path:
-    """Where `load_policy` would read from: a shipped policy's file by its name, else the path given. Raises PolicyError."""
+    """Where `load_policy` would read from: a shipped policy's file by name, else the path given. Raises PolicyError."""
     text = str(name_or_path)
     if isinstance(name_or_path, str) and _SHIPPED_NAME.fullmatch(text):
         shipped = resource_dir("policies") / f"{text}.toml"

@@ -175,9 +175,9 @@ class ServingSection(_Section):
     """Releases that one batch of requests may mix; each slot costs memory at the full rank."""
     max_model_len: int = Field(default=0, ge=0, le=10_000_000)
     """Tokens; 0: the model's own."""
-    kv_cache_gib: float = Field(default=1, gt=0, le=4096)
+    kv_cache_gib: int = Field(default=1, ge=1, le=4096)
     """Memory for the key-value cache on the CPU, GiB."""
-    drain_s: float = Field(default=5.0, ge=0, le=3600)
+    drain_s: int = Field(default=5, ge=0, le=3600)
     """How long requests in flight may finish on the old release before it may go."""
     extra_args: Annotated[tuple[str, ...], Field(strict=False, max_length=64)] = ()
     """Further engine arguments, one word each, as on its command line."""
