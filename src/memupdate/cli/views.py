@@ -70,13 +70,10 @@ def capacity_views(report: CapacityReport) -> list[RenderableType]:
     ]
 
 
-def add_views(report: AddReport | PlanReport) -> list[RenderableType]:
-    """The plan as one table, then what came of it; only the plan after `--dry-run`."""
-    from memupdate.operations.reports import PlanReport
+def add_views(report: AddReport) -> list[RenderableType]:
+    """The plan as one table, then what came of it."""
     from memupdate.reports.tables import plan_table
 
-    if isinstance(report, PlanReport):
-        return plan_views(report)
     plan: list[RenderableType] = [plan_table(report.plan)] if report.plan is not None else []
     return plan + views("add", to_plain(report), hide=frozenset({"plan"}))
 
