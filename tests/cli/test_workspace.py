@@ -92,9 +92,7 @@ def test_bad_facts_exit_with_2_and_change_nothing(
 def test_facts_are_listed_and_shown_with_their_ids(workspace: Path, tmp_path: Path) -> None:
     """A batch that was received, but not trained yet, has pending facts."""
     file = tmp_path / "facts.jsonl"
-    file.write_text(
-        '{"prompt": "Who leads [Acme]?", "target": "Wanda Kettleman"}\n', encoding="utf-8"
-    )
+    file.write_text('{"prompt": "Who leads [Acme]?", "target": "Wanda Kettleman"}\n', encoding="utf-8")
     with Ledger.open(workspace / "ledger.db") as ledger:
         ledger.receive_batch("news", read_facts(file), "{}", publish=True)
     fact_id = Fact("Who leads [Acme]?", "Wanda Kettleman").id
