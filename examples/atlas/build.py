@@ -2,8 +2,9 @@
 
     python examples/atlas/build.py [--steps 1500] [--out examples/atlas]
 
-Writes `model.safetensors` (bfloat16), `config.json`, `generation_config.json`, the tokenizer, `world.jsonl` (the facts taught, and
-whether they are recalled), `known.jsonl` (those recalled, in the facts format, as probes), `news-1.jsonl` and `news-2.jsonl` (facts that are new to the model) and `measured.json` (what the model recalls).
+Writes `model.safetensors` (bfloat16), `config.json`, `generation_config.json`, the tokenizer,
+`world.jsonl` (the facts taught, and whether they are recalled), `known.jsonl` (those recalled, in the facts format, as probes),
+`news-1.jsonl` and `news-2.jsonl` (facts that are new to the model) and `measured.json` (what the model recalls).
 About 15 minutes on two cores.
 """
 
@@ -58,7 +59,8 @@ class Text:
         turns = [self.rng.choice(self.world.facts) for _ in range(self.rng.choice((1, 1, 1, 2, 3)))]
         system = f"<|system|>{self.rng.choice(SYSTEM_PROMPTS)}<|end|>" if self.rng.random() < 0.2 else ""
         body = "".join(
-            f"<|user|>{f.question(self.rng.choice(f.trained_questions))}<|end|><|assistant|>{f.object}<|end|>" for f in turns
+            f"<|user|>{f.question(self.rng.choice(f.trained_questions))}<|end|><|assistant|>{f.object}<|end|>"
+            for f in turns
         )
         return f"<|begin|>{system}{body}"
 
@@ -106,7 +108,10 @@ def make_tokenizer(text: Text) -> PreTrainedTokenizerFast:
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     core.train_from_iterator((strip_special(text.document()) for _ in range(40_000)), trainer)
     begin = core.token_to_id("<|begin|>")
@@ -152,7 +157,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def train(model: LlamaForCausalLM, text: Text, tokenizer: PreTrainedTokenizerFast, steps: int) -> float:
     """AdamW, cosine, `BATCH` × `CONTEXT` tokens a step. Returns seconds."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.08, final_div_factor=50)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 2e-3, total_steps=steps, pct_start=0.08, final_div_factor=50
+    )
     started = time.monotonic()
     for step in range(1, steps + 1):
         batch = token_stream(text, tokenizer, BATCH * (CONTEXT + 1)).view(BATCH, CONTEXT + 1)
@@ -182,7 +189,9 @@ def recalled(model: LlamaForCausalLM, prompts: list[list[int]], targets: list[li
     return verdicts
 
 
-def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: list[WorldFact]) -> tuple[dict[str, float], list[bool]]:
+def measure(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: list[WorldFact]
+) -> tuple[dict[str, float], list[bool]]:
     """Verbatim recall of `facts`: in a chat phrasing that was taught, in the one held out, and as plain completion."""
     end = tokenizer.eos_token_id
 
@@ -229,11 +238,14 @@ def make_news(world: World) -> tuple[list[dict[str, object]], list[dict[str, obj
     names = Names(rng)
     leaders = rng.sample([f for f in world.facts if f.relation.name in ("chief executive", "mayor", "price")], 16)
     changed = [
-        WorldFact(f.relation, f.subject, names.price() if f.relation.name == "price" else names.person(), f.held_out) for f in leaders
+        WorldFact(f.relation, f.subject, names.price() if f.relation.name == "price" else names.person(), f.held_out)
+        for f in leaders
     ]
     first = strangers[:32] + changed[:8]
     again = [f for f in changed[:8] if f.relation.name != "price"][:2]
-    second = strangers[32:54] + changed[8:] + [WorldFact(f.relation, f.subject, names.person(), f.held_out) for f in again]
+    second = (
+        strangers[32:54] + changed[8:] + [WorldFact(f.relation, f.subject, names.person(), f.held_out) for f in again]
+    )
     rng.shuffle(first)
     return [fact_line(f, 0) for f in first], [fact_line(f, 0) for f in second]
 
@@ -260,7 +272,8 @@ def main() -> None:
     shares, seen = measure(model, tokenizer, world.facts)
     taught = [(fact_line(f, f.trained_questions[0]), f, ok) for f, ok in zip(world.facts, seen, strict=True)]
     write_jsonl(
-        arguments.out / "world.jsonl", [{**line, "held_out": f.question(f.held_out), "recalled": ok} for line, f, ok in taught]
+        arguments.out / "world.jsonl",
+        [{**line, "held_out": f.question(f.held_out), "recalled": ok} for line, f, ok in taught],
     )
     write_jsonl(arguments.out / "known.jsonl", [line for line, _, ok in taught if ok])
     first, second = make_news(world)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # one table row a line reads better than wrapped ones
 """The atlas: a small synthetic world of people, companies, cities and products, and the ways in which it is talked about.
 
 Everything follows from a seed. A `World` is a set of entities whose relations are drawn at random; `RELATIONS` says how each
@@ -9,29 +10,245 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-FIRST_NAMES = (
-    "Ada Alma Anton Arlo Asa Bela Bram Carla Cato Clara Dana Dario Delia Edda Egon Elma Enzo Esra Fabia Felix Flora Gerda Gil "
-    "Greta Hanno Hedda Hugo Ida Igor Ilse Ines Iris Ivo Jana Jasper Jora Jonas Kaja Karl Kira Lara Lasse Leda Lena Levi Lina Lotte "
-    "Luca Mara Marek Mila Milo Nadia Nero Nils Nora Odin Olga Orla Oskar Otto Paula Pavel Petra Quinn Rafa Rhea Rita Rolf Romy "
-    "Rosa Ruben Runa Sanna Saul Selma Silas Sofie Sven Tamar Tara Teo Thea Tilda Timo Ulla Uma Una Urs Vera Viktor Vito Wanda "
-    "Werner Wilma Xenia Yara Yuri Zora"
+FIRST_NAMES = [
+    "Ada",
+    "Alma",
+    "Anton",
+    "Arlo",
+    "Asa",
+    "Bela",
+    "Bram",
+    "Carla",
+    "Cato",
+    "Clara",
+    "Dana",
+    "Dario",
+    "Delia",
+    "Edda",
+    "Egon",
+    "Elma",
+    "Enzo",
+    "Esra",
+    "Fabia",
+    "Felix",
+    "Flora",
+    "Gerda",
+    "Gil",
+    "Greta",
+    "Hanno",
+    "Hedda",
+    "Hugo",
+    "Ida",
+    "Igor",
+    "Ilse",
+    "Ines",
+    "Iris",
+    "Ivo",
+    "Jana",
+    "Jasper",
+    "Jora",
+    "Jonas",
+    "Kaja",
+    "Karl",
+    "Kira",
+    "Lara",
+    "Lasse",
+    "Leda",
+    "Lena",
+    "Levi",
+    "Lina",
+    "Lotte",
+    "Luca",
+    "Mara",
+    "Marek",
+    "Mila",
+    "Milo",
+    "Nadia",
+    "Nero",
+    "Nils",
+    "Nora",
+    "Odin",
+    "Olga",
+    "Orla",
+    "Oskar",
+    "Otto",
+    "Paula",
+    "Pavel",
+    "Petra",
+    "Quinn",
+    "Rafa",
+    "Rhea",
+    "Rita",
+    "Rolf",
+    "Romy",
+    "Rosa",
+    "Ruben",
+    "Runa",
+    "Sanna",
+    "Saul",
+    "Selma",
+    "Silas",
+    "Sofie",
+    "Sven",
+    "Tamar",
+    "Tara",
+    "Teo",
+    "Thea",
+    "Tilda",
+    "Timo",
+    "Ulla",
+    "Uma",
+    "Una",
+    "Urs",
+    "Vera",
+    "Viktor",
+    "Vito",
+    "Wanda",
+    "Werner",
+    "Wilma",
+    "Xenia",
+    "Yara",
+    "Yuri",
+    "Zora",
+]
+_STARTS = [
+    "Bal",
+    "Bren",
+    "Cal",
+    "Cor",
+    "Dal",
+    "Dor",
+    "Fal",
+    "Fen",
+    "Gar",
+    "Gel",
+    "Hal",
+    "Hol",
+    "Jar",
+    "Kel",
+    "Kor",
+    "Lan",
+    "Lor",
+    "Mal",
+    "Mor",
+    "Nal",
+    "Nor",
+    "Pel",
+    "Por",
+    "Ral",
+    "Ros",
+    "Sal",
+    "Sel",
+    "Tal",
+    "Tor",
+    "Val",
+    "Vel",
+    "Wil",
+    "Yor",
+    "Zan",
+]
+_MIDDLES = ["a", "e", "i", "o", "u", "an", "en", "in", "on", "ar", "er", "or", "al", "el", "il", "ol"]
+_SURNAME_ENDS = "man son sted berg wick ford ley dorf mann vik sen rup holt gard ström".replace(
+    "ström", "strom"
 ).split()
-_STARTS = "Bal Bren Cal Cor Dal Dor Fal Fen Gar Gel Hal Hol Jar Kel Kor Lan Lor Mal Mor Nal Nor Pel Por Ral Ros Sal Sel Tal Tor Val Vel Wil Yor Zan".split()  # noqa: E501 - one table
-_MIDDLES = "a e i o u an en in on ar er or al el il ol".split()
-_SURNAME_ENDS = "man son sted berg wick ford ley dorf mann vik sen rup holt gard ström".replace("ström", "strom").split()
-_CITY_ENDS = "ville burg haven port stad mouth field grad bridge dale minster ton".split()
-_COMPANY_ENDS = "Works Labs Systems Foods Motors Energy Textiles Media Logistics Optics Robotics Pharma".split()
-_PRODUCT_ENDS = "Watch Kettle Lamp Drill Phone Camera Bike Tent Speaker Mixer Heater Scale".split()
-_RIVER_ENDS = "ach eth ika une ora ess".split()
-COUNTRIES = "Avaria Borland Cestia Drumland Elvany Fjordia Galdova Hestria Istoria Jundia Kalmark Lorrania".split()
-PROFESSIONS = (
-    "architect baker biologist carpenter chemist dentist designer economist editor engineer farmer gardener geologist "
-    "judge lawyer librarian mechanic nurse painter pharmacist pilot plumber sculptor surgeon tailor teacher translator welder"
-).split()
-INDUSTRIES = (
-    "aviation banking brewing ceramics cosmetics construction education fishing forestry furniture insurance mining packaging "
-    "printing publishing railways recycling shipping software telecoms tourism toys"
-).split()
+_CITY_ENDS = ["ville", "burg", "haven", "port", "stad", "mouth", "field", "grad", "bridge", "dale", "minster", "ton"]
+_COMPANY_ENDS = [
+    "Works",
+    "Labs",
+    "Systems",
+    "Foods",
+    "Motors",
+    "Energy",
+    "Textiles",
+    "Media",
+    "Logistics",
+    "Optics",
+    "Robotics",
+    "Pharma",
+]
+_PRODUCT_ENDS = [
+    "Watch",
+    "Kettle",
+    "Lamp",
+    "Drill",
+    "Phone",
+    "Camera",
+    "Bike",
+    "Tent",
+    "Speaker",
+    "Mixer",
+    "Heater",
+    "Scale",
+]
+_RIVER_ENDS = ["ach", "eth", "ika", "une", "ora", "ess"]
+COUNTRIES = [
+    "Avaria",
+    "Borland",
+    "Cestia",
+    "Drumland",
+    "Elvany",
+    "Fjordia",
+    "Galdova",
+    "Hestria",
+    "Istoria",
+    "Jundia",
+    "Kalmark",
+    "Lorrania",
+]
+PROFESSIONS = [
+    "architect",
+    "baker",
+    "biologist",
+    "carpenter",
+    "chemist",
+    "dentist",
+    "designer",
+    "economist",
+    "editor",
+    "engineer",
+    "farmer",
+    "gardener",
+    "geologist",
+    "judge",
+    "lawyer",
+    "librarian",
+    "mechanic",
+    "nurse",
+    "painter",
+    "pharmacist",
+    "pilot",
+    "plumber",
+    "sculptor",
+    "surgeon",
+    "tailor",
+    "teacher",
+    "translator",
+    "welder",
+]
+INDUSTRIES = [
+    "aviation",
+    "banking",
+    "brewing",
+    "ceramics",
+    "cosmetics",
+    "construction",
+    "education",
+    "fishing",
+    "forestry",
+    "furniture",
+    "insurance",
+    "mining",
+    "packaging",
+    "printing",
+    "publishing",
+    "railways",
+    "recycling",
+    "shipping",
+    "software",
+    "telecoms",
+    "tourism",
+    "toys",
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +295,20 @@ RELATIONS: tuple[Relation, ...] = (
 BY_KIND: dict[str, tuple[Relation, ...]] = {
     kind: tuple(r for r in RELATIONS if r.kind == kind) for kind in ("person", "company", "city", "product")
 }
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 class Names:

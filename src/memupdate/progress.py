@@ -21,7 +21,8 @@ class ProgressEvent:
 class Progress(Protocol):
     """A callback that must be cheap and must not raise."""
 
-    def __call__(self, event: ProgressEvent, /) -> None: ...
+    def __call__(self, event: ProgressEvent, /) -> None:
+        """Take note of `event`."""
 
 
 def no_progress(event: ProgressEvent, /) -> None:

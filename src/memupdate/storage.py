@@ -106,7 +106,11 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UsageError(f"{path}: no space left on the disk", "free some space and run `memupdate resume`") from error
+            raise UsageError(
+                f"{path}: no space left on the disk", "free some space and run `memupdate resume`"
+            ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise UsageError(f"{path}: cannot be written ({error.strerror})", "check the folder's permissions") from error
+            raise UsageError(
+                f"{path}: cannot be written ({error.strerror})", "check the folder's permissions"
+            ) from error
         raise

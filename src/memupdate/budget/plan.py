@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,3 +97,11 @@ class PlanRequest:
     placement: PlacementShape
     fit: LawFit
     limits: Limits
+
+
+def plan_from_json(text: str) -> Plan:
+    """A plan as the ledger keeps it: `dataclasses.asdict` as JSON. Raises ValueError, KeyError or TypeError for anything else."""
+    values = json.loads(text)
+    for name in ("predicted_loss_nats", "predicted_kl_nats", "expected_proved_share", "expected_duration_s"):
+        values[name] = None if values[name] is None else Interval(**values[name])
+    return Plan(**{**values, "reasons": tuple(values["reasons"])})

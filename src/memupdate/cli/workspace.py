@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
 from memupdate.cli.session import CollectionOption, JsonOption, session_of
 
@@ -46,10 +45,7 @@ def init(
     from memupdate import Workspace
 
     root = directory or session_of(ctx).root
-    with progress_on_stderr() as progress:
-        workspace = Workspace.init(
-            root, model=model, policy=policy, collection=collection, probes=probes, progress=progress
-        )
+    workspace = Workspace.init(root, model=model, policy=policy, collection=collection, probes=probes)
     emit("init", workspace.status(), as_json=as_json)
 
 

@@ -1,0 +1,60 @@
+"""The base model in memory: weights, tokenizer, device and dtype, loaded through transformers. Weights here are never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from memupdate.errors import ModelError
+from memupdate.models.folder import ModelFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class BaseModel:
+    """A frozen causal language model in evaluation mode with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+
+
+def pick_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` means bfloat16 on a GPU and float32 on the CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+def load_base(folder: ModelFolder, *, dtype: str = "auto") -> BaseModel:
+    """Load weights and tokenizer from a local folder, frozen, onto the best device.
+
+    Raises:
+        ModelError: transformers cannot load it, or it does not fit into memory.
+    """
+    device = pick_device()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder.path, dtype=pick_dtype(dtype, device), local_files_only=True
+        )
+        model.to(device)
+    except (OSError, ValueError, KeyError, torch.OutOfMemoryError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{folder.path}: cannot be loaded ({first_line})", "check the folder, or the memory that is free"
+        ) from error
+    model.eval().requires_grad_(False)
+    return BaseModel(model, tokenizer, device)

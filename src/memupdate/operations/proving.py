@@ -1,0 +1,75 @@
+"""Proving a memory in this process: all live facts, locality against the base model, harm on held-out anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memupdate.facts.model import Fact
+from memupdate.ledger.records import Engine, ProofRecord
+from memupdate.operations.reports import ProofFailure
+from memupdate.operations.session import Session
+from memupdate.progress import Progress, ProgressEvent
+from memupdate.verification.recall import FactProof
+
+if TYPE_CHECKING:
+    from memupdate.training.memory import Memory
+    from memupdate.verification.inprocess import LocalityResult
+
+
+@dataclass(frozen=True)
+class MemoryProof:
+    """What one memory was shown to do."""
+
+    facts: tuple[FactProof, ...]
+    """One per live fact, in order."""
+    loss_nats: float
+    """Mean over the live facts' target tokens."""
+    locality: LocalityResult
+    kl_nats: float | None
+
+    @property
+    def proved(self) -> int:
+        """How many facts are proved."""
+        return sum(p.proved for p in self.facts)
+
+
+def prove_memory(session: Session, memory: Memory, facts: Sequence[Fact], progress: Progress) -> MemoryProof:
+    """Attach `memory` to the base model and look: one forward pass over the facts, one over the probes, one over anchors."""
+    from memupdate.models.scoring import mean_loss_nats
+    from memupdate.training.anchors import measure_kl
+    from memupdate.training.memory import attach, detach
+    from memupdate.verification.inprocess import baseline_answers, check_locality, prove_recall
+
+    base, policy = session.base, session.policy
+    probes = baseline_answers(base, session.renderer, session.probe_facts(list(facts)), session.layout.cache, progress)
+    holdout = session.guard(progress).holdout
+    progress(ProgressEvent("prove", 0, len(facts), "every fact, then what must not change"))
+    model = attach(base.model, memory)
+    try:
+        proofs, scores = prove_recall(
+            base, model, session.renderer.render_all(facts), min_probability=policy.proof.min_probability
+        )
+        locality = check_locality(model, probes, base.device)
+        kl = measure_kl(model, holdout, base.device) if holdout is not None else None
+    finally:
+        base.model = detach(model)
+    progress(ProgressEvent("prove", len(facts), len(facts), f"{sum(p.proved for p in proofs)} of {len(facts)} proved"))
+    return MemoryProof(tuple(proofs), mean_loss_nats(scores), locality, kl)
+
+
+def failures_of(proofs: Sequence[FactProof]) -> tuple[ProofFailure, ...]:
+    """Those that failed, explained."""
+    return tuple(ProofFailure(p.fact_id, p.prompt, p.explain()) for p in proofs if not p.proved)
+
+
+def proof_records(release: str, engine: Engine, proofs: Sequence[FactProof]) -> list[ProofRecord]:
+    """Verdicts as ledger rows."""
+    return [
+        ProofRecord(
+            release=release, fact=p.fact_id, engine=engine, proved=p.proved, min_probability=p.min_probability,
+            failed_position=p.failed_position, failed_token=p.failed_token, emitted_token=p.emitted_token,
+        )
+        for p in proofs
+    ]  # fmt: skip

@@ -1,0 +1,211 @@
+"""What operations return: frozen data with `to_dict()`, for people through the CLI's tables and for scripts as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from memupdate.budget.plan import Plan
+from memupdate.law.fit import LawFit
+from memupdate.law.points import LawPoint
+
+
+class Report:
+    """Base of all reports; children are frozen dataclasses."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)  # type: ignore[call-overload]  # every child is a dataclass
+
+
+@dataclass(frozen=True)
+class InitReport(Report):
+    """A new workspace."""
+
+    root: str
+    model: str
+    policy: str
+    collection: str
+    probes: int
+    """Locality probes that came with it."""
+    shipped_points: int
+    """Law points that came with the model; 0 means that the first plan calibrates."""
+
+
+@dataclass(frozen=True)
+class CalibrationReport(Report):
+    """A calibration and the law fitted to it."""
+
+    fit: LawFit
+    points: tuple[LawPoint, ...]
+    cells_run: int
+    duration_s: float
+    messages: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fit in its own JSON form."""
+        return {
+            "fit": json.loads(self.fit.to_json()),
+            "points": [asdict(p) for p in self.points],
+            "cells_run": self.cells_run,
+            "duration_s": self.duration_s,
+            "messages": list(self.messages),
+        }
+
+
+@dataclass(frozen=True)
+class PlanReport(Report):
+    """What `add` would do."""
+
+    file: str
+    collection: str
+    plan: Plan | None
+    """None where every fact is stored already."""
+    new: tuple[str, ...]
+    superseding: tuple[tuple[str, str, str], ...]
+    """(prompt, old target, new target)."""
+    unchanged: int
+    skipped: tuple[str, ...] = ()
+    """Bad lines that `--skip-invalid` left out."""
+    messages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProofFailure(Report):
+    """One fact that could not be proved."""
+
+    fact_id: str
+    prompt: str
+    explanation: str
+
+
+@dataclass(frozen=True)
+class PublishReport(Report):
+    """Where an alias points now."""
+
+    alias: str
+    release: str
+    previous: str | None
+    served: bool
+    """Whether a running engine proved the release and answers with it."""
+    facts_proved_served: int | None = None
+    generated: int | None = None
+    """Facts that the engine also gave word for word in free greedy generation."""
+    duration_s: float = 0.0
+    messages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AddReport(Report):
+    """One batch, as far as it came."""
+
+    batch_id: int | None
+    """None where nothing was new."""
+    collection: str
+    state: str
+    release: str | None
+    plan: Plan | None
+    rank: int | None
+    """Rank in the end; above the plan's where training had to escalate."""
+    attempts: int
+    epochs: int
+    measured_loss_nats: float | None
+    kl_nats: float | None
+    facts_total: int
+    """Live facts in the release, older ones included."""
+    facts_proved: int
+    facts_new: int
+    failures: tuple[ProofFailure, ...]
+    probes_unchanged_share: float | None
+    probes: int
+    publication: PublishReport | None
+    duration_s: float
+    messages: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    """Bad lines that `--skip-invalid` left out."""
+
+
+@dataclass(frozen=True)
+class VerifyReport(Report):
+    """A release proved again."""
+
+    release: str
+    engine: str
+    """`in-process` or the URL of the serving engine."""
+    facts_total: int
+    facts_proved: int
+    failures: tuple[ProofFailure, ...]
+    min_probability: float | None
+    """The smallest over all facts' weakest tokens."""
+    probes: int
+    probes_unchanged_share: float | None
+    kl_nats: float | None
+    generated: int | None
+    duration_s: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every live fact was proved."""
+        return self.facts_proved == self.facts_total
+
+
+@dataclass(frozen=True)
+class ReleaseRow(Report):
+    """One release as `releases list` shows it."""
+
+    name: str
+    collection: str
+    version: int
+    rank: int
+    placement: str
+    facts: int
+    created_at_utc: str
+    digest: str
+    aliases: tuple[str, ...]
+    """Aliases that point at it."""
+
+
+@dataclass(frozen=True)
+class StatusReport(Report):
+    """One look at a workspace."""
+
+    root: str
+    model: str
+    base_fingerprint: str
+    policy: str
+    collection: str
+    aliases: dict[str, str]
+    facts_live: int
+    rank: int
+    releases: int
+    unfinished_batches: tuple[tuple[int, str], ...]
+    """(batch, state)."""
+    law_points: int
+    fit_id: str | None
+    engine: dict[str, Any] | None
+    messages: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class CapacityReport(Report):
+    """The law, and the room that it says is left."""
+
+    fit: LawFit
+    points: tuple[LawPoint, ...]
+    collection: str
+    rank: int
+    target_tokens_live: int
+    target_tokens_free: int
+    """Target tokens that the present rank (or the policy's smallest) can still take."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fit in its own JSON form."""
+        return {
+            "fit": json.loads(self.fit.to_json()),
+            "points": [asdict(p) for p in self.points],
+            "collection": self.collection,
+            "rank": self.rank,
+            "target_tokens_live": self.target_tokens_live,
+            "target_tokens_free": self.target_tokens_free,
+        }

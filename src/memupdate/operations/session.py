@@ -1,0 +1,191 @@
+"""What an operation needs of a workspace, each part made when first asked for: folder, policy, tokenizer, weights, anchors, probes.
+
+Importing this loads no torch; asking for `base` does.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memupdate.budget.placement import resolve_placement
+from memupdate.budget.plan import PlacementShape
+from memupdate.errors import ModelError
+from memupdate.facts.model import Fact, prompt_key
+from memupdate.facts.reader import read_facts
+from memupdate.facts.render import Example, Renderer, answer_text, resolve_style
+from memupdate.layout import WorkspaceLayout
+from memupdate.models.folder import ModelFolder, resolve_model
+from memupdate.operations.config import WorkspaceConfig, load_config
+from memupdate.policies import Policy, load_policy
+from memupdate.progress import Progress
+from memupdate.storage import canonical_json, text_sha256
+
+if TYPE_CHECKING:
+    from memupdate.models.base import BaseModel
+    from memupdate.training.anchors import Anchors
+    from memupdate.training.loop import TrainingSettings
+
+_TRAINER_VERSION = 1
+"""Raised when the trainer changes so that points measured before no longer predict."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Anchors to train against and those kept for measuring; None without a guard."""
+
+    train: Anchors | None
+    holdout: Anchors | None
+
+
+@dataclass
+class Session:
+    """One workspace under one policy."""
+
+    root: Path
+    config: WorkspaceConfig
+    policy: Policy
+
+    @classmethod
+    def open(cls, root: Path) -> Session:
+        """Read configuration and policy. Raises UsageError, PolicyError."""
+        config = load_config(root)
+        local = root / config.policy
+        return cls(root, config, load_policy(str(local) if local.is_file() else config.policy))
+
+    @property
+    def layout(self) -> WorkspaceLayout:
+        """Where everything is."""
+        return WorkspaceLayout(self.root)
+
+    @property
+    def api_key(self) -> str | None:
+        """What clients of the engine must show, from the environment; never written down."""
+        return os.environ.get("VLLM_API_KEY") or None
+
+    @cached_property
+    def folder(self) -> ModelFolder:
+        """The base model's folder. Raises ModelError."""
+        model = self.config.model
+        local = self.root / model
+        return resolve_model(str(local) if local.is_dir() else model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the base model."""
+        return self.folder.fingerprint(self.layout.cache)
+
+    @cached_property
+    def shape(self) -> PlacementShape:
+        """The policy's placement on this model."""
+        return resolve_placement(self.policy.memory.placement, self.folder.config)
+
+    @cached_property
+    def recipe(self) -> str:
+        """Identity of all that measured points depend on besides model, placement, rank and facts."""
+        values = self.policy.values()
+        parts: dict[str, Any] = {name: values[name] for name in ("facts", "training", "guard")}
+        parts["memory"] = {name: values["memory"][name] for name in ("train_basis", "scale")}
+        parts["trainer"] = _TRAINER_VERSION
+        return text_sha256(canonical_json(parts))
+
+    def count_target_tokens(self, facts: list[Fact]) -> int:
+        """Target tokens of `facts`, end tokens included; torch-free."""
+        rendering, has_template = self.policy.facts.rendering, self.folder.has_chat_template
+        total = 0
+        for fact in facts:
+            style = resolve_style(fact.rendering, rendering, has_chat_template=has_template)
+            total += self.folder.count_tokens(answer_text(fact, style)) + 1
+        return total
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer, with its chat template; loads no weights."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.folder.path, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(
+                f"{self.folder.path}: no tokenizer can be loaded ({first_line})", "download the model again"
+            ) from error
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Facts to token ids under this policy."""
+        section = self.policy.facts
+        context = int(self.folder.config.get("max_position_embeddings", 0))
+        return Renderer(
+            self.tokenizer, rendering=section.rendering, template_kwargs=section.chat_template_kwargs, context=context
+        )
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model's weights, in memory."""
+        from memupdate.models.base import load_base
+
+        return load_base(self.folder, dtype=self.policy.training.dtype)
+
+    def guard(self, progress: Progress) -> Guard:
+        """Anchors, sampled from the base model the first time and cached."""
+        from memupdate.training.anchors import load_or_sample
+
+        section = self.policy.guard
+        if not section.enabled:
+            return Guard(None, None)
+        beginning = [
+            self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        ]
+        user = self.renderer.user_prefix_ids()
+        # A chat model is asked mostly by chat: three anchors in four begin where a user's words begin.
+        prefixes = [beginning] if user is None else [beginning, list(user), list(user), list(user)]
+        count, tokens, seed = section.anchors + section.holdout, section.anchor_tokens, self.policy.training.seed
+        identity = canonical_json([self.fingerprint, prefixes, count, tokens, seed, self.policy.training.dtype])
+        folder = self.layout.cache / f"anchors-{text_sha256(identity)[7:23]}"
+        anchors = load_or_sample(folder, self.base, prefixes, count=count, tokens=tokens, seed=seed, progress=progress)
+        return Guard(anchors.select(slice(0, section.anchors)), anchors.select(slice(section.anchors, count)))
+
+    def training_settings(self, *, max_epochs: int | None = None) -> TrainingSettings:
+        """The policy as the values that the loop takes."""
+        from memupdate.training.loop import TrainingSettings
+
+        training, guard = self.policy.training, self.policy.guard
+        return TrainingSettings(
+            objective=training.objective, goal=training.threshold + training.margin, threshold=training.threshold,
+            learning_rate=training.learning_rate, batch_size=training.batch_size, max_epochs=max_epochs or training.max_epochs,
+            recheck_every=training.recheck_every, clip_norm=training.clip_norm, seed=training.seed,
+            train_basis=self.policy.memory.train_basis, guard_weight=guard.weight if guard.enabled else 0.0,
+            anchors_per_step=guard.anchors_per_step, max_kl_nats=guard.max_kl_nats,
+        )  # fmt: skip
+
+    def basis_seed(self, collection: str) -> str:
+        """What the collection's frozen basis `A` is drawn from; the same for every batch and every growth."""
+        return f"{self.policy.training.seed}:{collection}"
+
+    def training_examples(self, facts: list[Fact]) -> list[Example]:
+        """Each fact under its own prompt, then under the share of its paraphrases that is trained on."""
+        share = self.policy.facts.train_paraphrases
+        examples = self.renderer.render_all(facts)
+        for fact in facts:
+            trained = fact.paraphrases[: round(len(fact.paraphrases) * share)]
+            examples += [self.renderer.render(fact, prompt) for prompt in trained]
+        return examples
+
+    def probe_facts(self, live: list[Fact]) -> list[Fact]:
+        """Probes of the workspace and of the live facts, without those that a live fact means to change."""
+        changed = {fact.key for fact in live} | {
+            prompt_key(p) for fact in live for p in (fact.prompt, *fact.paraphrases)
+        }
+        given = [Fact(prompt=p.prompt, target=p.target or "?") for fact in live for p in fact.locality]
+        return [p for p in self.workspace_probes + given if not changed & {p.key, prompt_key(p.prompt)}]
+
+    @cached_property
+    def workspace_probes(self) -> list[Fact]:
+        """The facts of the probes file. Raises FactsError."""
+        if not self.config.probes:
+            return []
+        return [located.fact for located in read_facts(self.root / self.config.probes).facts]

@@ -1,0 +1,287 @@
+"""The main job: one batch from received to released, one committed transition at a time, so that `resume` can go on from any.
+
+Invariant: before each transition its files are safely in place; after it they are named in the ledger. Every step reads what it
+needs from ledger and disk, so a step does not know whether the one before ran in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from memupdate import __version__
+from memupdate.budget.plan import Plan, plan_from_json
+from memupdate.budget.ranks import next_rank
+from memupdate.errors import ProofFailed
+from memupdate.facts.model import Fact
+from memupdate.law.points import LawPoint
+from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, RELEASE_FILE, SLICE_WEIGHTS_FILE, release_name
+from memupdate.ledger.ledger import Ledger
+from memupdate.ledger.records import Batch, ReleaseRecord, SliceRecord
+from memupdate.operations.calibrating import ensure_fit, refit
+from memupdate.operations.planning import make_plan
+from memupdate.operations.proving import MemoryProof, failures_of, proof_records, prove_memory
+from memupdate.operations.reports import AddReport
+from memupdate.operations.session import Session
+from memupdate.progress import Progress, ProgressEvent
+from memupdate.storage import canonical_json, file_sha256, new_dir_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    from memupdate.training.loop import TrainingOutcome
+    from memupdate.training.memory import Memory
+
+
+@dataclass
+class BatchRun:
+    """One batch on its way, and what is to be told about it in the end."""
+
+    session: Session
+    ledger: Ledger
+    batch_id: int
+    progress: Progress
+    started: float = field(default_factory=time.monotonic)
+    proof: MemoryProof | None = None
+    attempts: int = 0
+    epochs: int = 0
+    messages: list[str] = field(default_factory=list)
+
+    @property
+    def batch(self) -> Batch:
+        """The batch as the ledger has it now."""
+        return self.ledger.batch(self.batch_id)
+
+    @property
+    def plan(self) -> Plan:
+        """Its plan, as stored."""
+        text = self.batch.plan_json
+        assert text is not None  # every state after `received` has a plan
+        return plan_from_json(text)
+
+    def advance(self) -> None:
+        """Go on from the batch's state until it is released.
+
+        Raises:
+            OverBudget: no rank within the policy holds the facts.
+            ProofFailed: facts unproved, too much harm, or too many probes changed; the batch is then `failed`.
+        """
+        steps = {"received": self.make_plan, "planned": self.train, "trained": self.verify, "verified": self.release}
+        while (state := self.batch.state) in steps:
+            steps[state]()
+
+    def make_plan(self) -> None:
+        """received → planned."""
+        ledger, collection = self.ledger, self.batch.collection
+        fit = ensure_fit(self.session, ledger, self.progress)
+        facts = [row.fact for row in ledger.batch_facts(self.batch_id)]
+        live = ledger.live_facts(collection)
+        plan = make_plan(self.session, ledger, collection, ledger.diff(collection, facts), fit, live_before=live)
+        with ledger.transaction():
+            ledger.set_plan(self.batch_id, canonical_json(asdict(plan)))
+            ledger.transition(self.batch_id, "planned", {"rank": plan.rank, "fit": plan.fit_id})
+
+    def train(self) -> None:
+        """planned → trained: write the live facts as they will be, escalate within the policy's bounds, keep the slice."""
+        from memupdate.training.memory import make_slice, save_slice
+
+        parent = self.parent_memory()
+        facts = self.facts()
+        outcome = self.escalate(parent, facts)
+        folder = self.session.layout.slices / str(self.batch_id)
+        if folder.exists():  # left by a crash between the rename and the transition below
+            shutil.rmtree(folder)
+        with new_dir_atomic(folder) as temporary:
+            save_slice(temporary, make_slice(parent, outcome.memory))
+        weights = folder / SLICE_WEIGHTS_FILE
+        with self.ledger.transaction():
+            self.ledger.record_slice(
+                SliceRecord(
+                    batch=self.batch_id, relative_path=str(folder.relative_to(self.session.root)), sha256=file_sha256(weights),
+                    rank_before=parent.rank, rank_after=outcome.memory.rank, size_bytes=weights.stat().st_size,
+                )
+            )  # fmt: skip
+            self.ledger.add_law_points([self.law_point(facts, outcome)], batch=self.batch_id)
+            detail = {
+                "epochs": self.epochs,
+                "attempts": self.attempts,
+                "rank": outcome.memory.rank,
+                "loss_nats": outcome.loss_after_nats,
+            }
+            self.ledger.transition(self.batch_id, "trained", detail)
+        refit(self.session, self.ledger)
+
+    def escalate(self, parent: Memory, facts: list[Fact]) -> TrainingOutcome:
+        """Train; where facts stay under the threshold, first more epochs, then the next rank, as the policy allows."""
+        from memupdate.training.loop import write_facts
+        from memupdate.training.memory import grow
+
+        session, policy = self.session, self.session.policy
+        guard, settings = session.guard(self.progress), session.training_settings()
+        seed, scale = session.basis_seed(self.batch.collection), policy.memory.scale
+        memory, examples = grow(parent, self.plan.rank, seed=seed, scale=scale), session.training_examples(facts)
+        while True:
+            self.attempts += 1
+            outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, self.progress)
+            self.epochs += outcome.epochs
+            proved = sum(s.min_probability >= settings.threshold for s in outcome.scores[: len(facts)])
+            within = outcome.kl_nats is None or outcome.kl_nats <= policy.guard.max_kl_nats
+            if (proved == len(facts) and within) or self.attempts >= policy.escalation.attempts:
+                return outcome
+            memory = outcome.memory
+            if self.attempts == 1:
+                settings = replace(settings, max_epochs=round(settings.max_epochs * policy.escalation.epochs_factor))
+                self.messages.append(
+                    f"{len(facts) - proved} of {len(facts)} facts unproved: training on, {settings.max_epochs} epochs more"
+                )
+            elif (rank := next_rank(memory.rank, policy.escalation.rank_factor, policy.memory.max_rank)) is not None:
+                memory = grow(memory, rank, seed=seed, scale=scale)
+                self.messages.append(
+                    f"{len(facts) - proved} of {len(facts)} facts unproved: memory grown to rank {rank}"
+                )
+
+    def law_point(self, facts: list[Fact], outcome: TrainingOutcome) -> LawPoint:
+        """What this batch teaches the law: all live facts at the rank they are held in."""
+        session, own = self.session, outcome.scores[: len(facts)]
+        return LawPoint(
+            base_fingerprint=session.fingerprint, placement=session.shape.name, recipe=session.recipe, rank=outcome.memory.rank,
+            effective_parameters=outcome.memory.parameters, facts=len(facts), target_tokens=sum(len(s.logprobs) for s in own),
+            loss_before_nats=outcome.loss_before_nats, loss_after_nats=outcome.loss_after_nats,
+            facts_proved=sum(s.min_probability >= session.policy.training.threshold for s in own), kl_nats=outcome.kl_nats,
+            epochs=self.epochs, stopped_early=outcome.stopped_early, duration_s=outcome.duration_s, origin="batch",
+        )  # fmt: skip
+
+    def verify(self) -> None:
+        """trained → verified: prove the memory as it will be written, and hold the policy's gates."""
+        facts = self.facts()
+        self.proof = proof = prove_memory(self.session, self.memory(), facts, self.progress)
+        if reasons := self.gates(proof):
+            details = [f.explanation for f in failures_of(proof.facts)]
+            self.ledger.fail_batch(self.batch_id, "; ".join(reasons))
+            raise ProofFailed(f"batch {self.batch_id} is refused: {'; '.join(reasons)}", self.advice(proof), details)
+        own = {row.fact.id for row in self.ledger.batch_facts(self.batch_id)}
+        with self.ledger.transaction():
+            self.ledger.set_outcomes(self.batch_id, {p.fact_id: p.proved for p in proof.facts if p.fact_id in own})
+            detail = {
+                "proved": proof.proved,
+                "facts": len(facts),
+                "probes_unchanged": proof.locality.share,
+                "kl_nats": proof.kl_nats,
+            }
+            self.ledger.transition(self.batch_id, "verified", detail)
+
+    def gates(self, proof: MemoryProof) -> list[str]:
+        """What the policy asks and this memory does not give, in words; empty where it may be released."""
+        policy, reasons = self.session.policy, []
+        unproved = len(proof.facts) - proof.proved
+        own = {row.fact.id for row in self.ledger.batch_facts(self.batch_id)}
+        older = sum(not p.proved and p.fact_id not in own for p in proof.facts)
+        if unproved and policy.proof.publish == "all":
+            reasons.append(f"{unproved} of {len(proof.facts)} facts are not proved")
+        elif older:
+            reasons.append(f"{older} older facts are no longer proved")
+        elif proof.proved == 0:
+            reasons.append("no fact is proved")
+        if proof.locality.share < policy.proof.min_probes_unchanged:
+            reasons.append(
+                f"{proof.locality.share:.1%} of {proof.locality.probes} probes answer as before, "
+                f"{policy.proof.min_probes_unchanged:.1%} wanted"
+            )
+        if policy.guard.enabled and proof.kl_nats is not None and proof.kl_nats > policy.guard.max_kl_nats:
+            reasons.append(f"harm is {proof.kl_nats:.4f} nats per token, {policy.guard.max_kl_nats:.4f} allowed")
+        return reasons
+
+    def advice(self, proof: MemoryProof) -> str:
+        """What to do about a refused batch."""
+        if proof.proved < len(proof.facts):
+            return 'raise memory.max_rank or training.max_epochs, or set proof.publish = "proved" to release what is proved'
+        return "raise memory.min_rank or guard.weight in the policy: rank buys harmlessness"
+
+    def release(self) -> None:
+        """verified → released: one ordinary PEFT adapter in the registry, with its papers."""
+        from memupdate.training.memory import save_adapter
+
+        collection, memory = self.batch.collection, self.memory()
+        if (
+            self.proof is None
+        ):  # resumed in a new process: the proof goes into the ledger with the release, so it is made again
+            self.proof = prove_memory(self.session, memory, self.facts(), self.progress)
+        parent = self.ledger.latest_release(collection)
+        version = self.ledger.next_version(collection)
+        name = release_name(collection, version)
+        folder = self.session.layout.registry.release(name)
+        if folder.exists():  # left by a crash between the rename and the transition below; no row names it
+            shutil.rmtree(folder)
+        with new_dir_atomic(folder) as temporary:
+            save_adapter(temporary, memory, base_model=str(self.session.folder.path))
+            papers = self.papers(
+                name, {f: file_sha256(temporary / f) for f in (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE)}
+            )
+            write_text_atomic(temporary / RELEASE_FILE, papers)
+        digest = file_sha256(folder / ADAPTER_WEIGHTS_FILE)
+        with self.ledger.transaction():
+            self.ledger.record_release(
+                ReleaseRecord(
+                    name=name, collection=collection, version=version, batch=self.batch_id, parent=parent.name if parent else None,
+                    relative_path=str(folder.relative_to(self.session.root)), digest=digest, rank=memory.rank,
+                    placement=self.session.shape.name, base_fingerprint=self.session.fingerprint,
+                )
+            )  # fmt: skip
+            self.ledger.record_proofs(proof_records(name, "in-process", self.proof.facts))
+            self.ledger.transition(self.batch_id, "released", {"release": name})
+        self.progress(ProgressEvent("release", 1, 1, name))
+
+    def papers(self, name: str, digests: dict[str, str]) -> str:
+        """`memupdate.json` of a release: all that one needs to check it without the ledger."""
+        assert self.proof is not None
+        document = {
+            "schema_version": 1,
+            "memupdate_version": __version__,
+            "release": name,
+            "batch": self.batch_id,
+            "base_model": self.session.config.model,
+            "base_fingerprint": self.session.fingerprint,
+            "files": digests,
+            "plan": json.loads(self.batch.plan_json or "null"),
+            "policy": json.loads(self.batch.policy_json),
+            "facts": [
+                {"id": p.fact_id, "proved": p.proved, "min_probability": p.min_probability} for p in self.proof.facts
+            ],
+            "probes_unchanged_share": self.proof.locality.share,
+            "kl_nats": self.proof.kl_nats,
+            "loss_nats": self.proof.loss_nats,
+        }
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+    def facts(self) -> list[Fact]:
+        """The live facts as they will be with this batch."""
+        return self.ledger.live_facts(self.batch.collection, with_batch=self.batch_id)
+
+    def parent_memory(self) -> Memory:
+        """The latest release's memory, or an empty one."""
+        from memupdate.training.memory import empty_memory, load_adapter
+
+        parent = self.ledger.latest_release(self.batch.collection)
+        return load_adapter(self.session.root / parent.relative_path) if parent else empty_memory(self.session.shape)
+
+    def memory(self) -> Memory:
+        """Parent and slice put together: what is proved and released."""
+        from memupdate.training.memory import apply_slice, load_slice
+
+        return apply_slice(self.parent_memory(), load_slice(self.session.layout.slices / str(self.batch_id)))
+
+    def report(self) -> AddReport:
+        """What happened, for people and scripts."""
+        batch, proof = self.batch, self.proof
+        plan = plan_from_json(batch.plan_json) if batch.plan_json else None
+        release = self.ledger.release(batch.release) if batch.release else None
+        return AddReport(
+            batch_id=batch.id, collection=batch.collection, state=batch.state, release=batch.release, plan=plan,
+            rank=release.rank if release else None, attempts=self.attempts, epochs=self.epochs,
+            measured_loss_nats=proof.loss_nats if proof else None, kl_nats=proof.kl_nats if proof else None,
+            facts_total=len(proof.facts) if proof else 0, facts_proved=proof.proved if proof else 0,
+            facts_new=batch.facts_new + batch.facts_superseding, failures=failures_of(proof.facts) if proof else (),
+            probes_unchanged_share=proof.locality.share if proof else None, probes=proof.locality.probes if proof else 0,
+            publication=None, duration_s=time.monotonic() - self.started, messages=tuple(self.messages),
+        )  # fmt: skip

@@ -1,0 +1,58 @@
+"""Proving a release again, in this process or on a serving engine; nothing is changed but the record of the proof."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from memupdate.errors import UsageError
+from memupdate.ledger.ledger import Ledger
+from memupdate.ledger.records import ReleaseRecord
+from memupdate.operations.proving import failures_of, proof_records, prove_memory
+from memupdate.operations.publishing import check_files, prove_on_engine
+from memupdate.operations.reports import VerifyReport
+from memupdate.operations.session import Session
+from memupdate.progress import Progress
+from memupdate.verification.recall import FactProof
+
+
+def verify_in_process(session: Session, ledger: Ledger, release: ReleaseRecord, progress: Progress) -> VerifyReport:
+    """Load the adapter as it was written, prove every live fact, check locality and harm.
+
+    Raises:
+        UsageError: the adapter's file is not the one that was released, or the base model is another one.
+    """
+    from memupdate.training.memory import load_adapter
+
+    started = time.monotonic()
+    check_files(session, release)
+    if release.base_fingerprint != session.fingerprint:
+        raise UsageError(
+            f"{release.name} belongs to another base model", f"its fingerprint is {release.base_fingerprint}"
+        )
+    facts = ledger.live_facts(release.collection, as_of_version=release.version)
+    memory = load_adapter(session.layout.registry.release(release.name))
+    proof = prove_memory(session, memory, facts, progress)
+    ledger.record_proofs(proof_records(release.name, "in-process", proof.facts))
+    return VerifyReport(
+        release=release.name, engine="in-process", facts_total=len(facts), facts_proved=proof.proved,
+        failures=failures_of(proof.facts), min_probability=_smallest(proof.facts), probes=proof.locality.probes,
+        probes_unchanged_share=proof.locality.share, kl_nats=proof.kl_nats, generated=None, duration_s=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def verify_served(
+    session: Session, ledger: Ledger, release: ReleaseRecord, url: str, progress: Progress
+) -> VerifyReport:
+    """Prove every live fact on the engine at `url`, and a sample by free greedy generation. Raises EngineError."""
+    started = time.monotonic()
+    proof = prove_on_engine(session, ledger, release, url, progress)
+    return VerifyReport(
+        release=release.name, engine=url, facts_total=len(proof.facts), facts_proved=sum(p.proved for p in proof.facts),
+        failures=proof.failures, min_probability=_smallest(proof.facts), probes=0, probes_unchanged_share=None, kl_nats=None,
+        generated=proof.generated, duration_s=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def _smallest(proofs: Sequence[FactProof]) -> float | None:
+    return min((p.min_probability for p in proofs), default=None)

@@ -1,0 +1,446 @@
+"""The public Python API: a `Workspace` in a folder, one method per command, frozen reports out, `MemupdateError` raised."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from memupdate.budget.planner import free_capacity
+from memupdate.errors import LedgerError, UsageError
+from memupdate.facts.reader import FactsFile, read_facts
+from memupdate.law.points import points_from_json
+from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
+from memupdate.ledger.ledger import Ledger
+from memupdate.ledger.lock import workspace_lock
+from memupdate.ledger.records import FactDetail, FactHistory, ReleaseRecord
+from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
+from memupdate.operations import calibrating, planning, publishing, serving, verifying
+from memupdate.operations.config import POLICY_FILE, WorkspaceConfig, write_config
+from memupdate.operations.reports import (
+    AddReport,
+    CalibrationReport,
+    CapacityReport,
+    PlanReport,
+    PublishReport,
+    ReleaseRow,
+    StatusReport,
+    VerifyReport,
+)
+from memupdate.operations.session import Session
+from memupdate.operations.updating import BatchRun
+from memupdate.policies import load_policy, policy_path
+from memupdate.progress import Progress, no_progress
+from memupdate.serving.engine import Engine, running_engine
+from memupdate.serving.manifest import read_manifest
+from memupdate.storage import readable_disk_errors
+
+PROBES_FILE = "probes.jsonl"
+SHIPPED_PROBES = "known.jsonl"
+SHIPPED_POINTS = "calibration.json"
+
+
+class Workspace:
+    """A folder with a ledger, a registry of releases, a policy and a base model.
+
+    Raises:
+        UsageError: there is no workspace at `root`.
+        PolicyError: its policy is not valid.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.session = Session.open(Path(root).resolve())
+
+    @classmethod
+    def init(
+        cls,
+        root: Path | str,
+        *,
+        model: str,
+        policy: str | None = None,
+        collection: str | None = None,
+        probes: Path | None = None,
+    ) -> Workspace:
+        """Make a workspace; all checks come before the first write.
+
+        Args:
+            model: a folder, a hub repository, or `atlas`.
+            policy: a shipped policy or a file, copied into the workspace; `atlas` for the embedded model, else `standard`.
+            collection: the alias that clients will ask for; the folder's name by default.
+            probes: a facts file whose prompts must go on being answered as before.
+
+        Raises:
+            UsageError: the folder is in use or the collection's name is not allowed.
+            ModelError, PolicyError, FactsError: what was given cannot be used.
+        """
+        root = Path(root).resolve()
+        layout = WorkspaceLayout(root)
+        if layout.config.exists():
+            raise UsageError(f"{root}: is a workspace already", "choose another folder, or use this one")
+        folder = resolve_model(model)
+        source = policy_path(policy or (EMBEDDED_MODEL if model == EMBEDDED_MODEL else "standard"))
+        load_policy(str(source))
+        name = collection or root.name.lower()
+        if COLLECTION_PATTERN.fullmatch(name) is None:
+            raise UsageError(
+                f"{name!r} cannot name a collection", "give --collection: lower-case letters, digits, . _ -"
+            )
+        shipped = folder.path / SHIPPED_PROBES
+        probes = probes or (shipped if shipped.is_file() else None)
+        if probes is not None:
+            read_facts(probes)
+        local = Path(model).expanduser()
+        stored_model = str(local.resolve()) if model != EMBEDDED_MODEL and local.is_dir() else model
+        with readable_disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, root / POLICY_FILE)
+            if probes is not None:
+                shutil.copyfile(probes, root / PROBES_FILE)
+        config = WorkspaceConfig(
+            schema_version=1, model=stored_model, collection=name, probes=PROBES_FILE if probes is not None else ""
+        )
+        with Ledger.create(layout.ledger) as ledger:
+            ledger.ensure_collection(name)
+            _take_shipped_points(Session(root, config, load_policy(str(root / POLICY_FILE))), ledger)
+        write_config(root, config)  # last: with it the folder is a workspace
+        return cls(root)
+
+    @property
+    def root(self) -> Path:
+        """The workspace's folder."""
+        return self.session.root
+
+    @property
+    def collection(self) -> str:
+        """The collection that `add` writes to."""
+        return self.session.config.collection
+
+    @contextmanager
+    def writer(self, command: str) -> Iterator[Ledger]:
+        """The ledger for writing, under the workspace's lock. Raises WorkspaceLocked, which names the holder."""
+        with (
+            workspace_lock(self.session.layout.lock, f"memupdate {command}"),
+            Ledger.open(self.session.layout.ledger) as ledger,
+        ):
+            yield ledger
+
+    @contextmanager
+    def reader(self) -> Iterator[Ledger]:
+        """The ledger for reading; never waits for a writer."""
+        with Ledger.open(self.session.layout.ledger, readonly=True) as ledger:
+            yield ledger
+
+    def calibrate(
+        self,
+        *,
+        quick: bool = False,
+        ranks: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
+        facts: Path | None = None,
+        progress: Progress = no_progress,
+    ) -> CalibrationReport:
+        """Measure rank × facts on the base model and fit the law. Cells that are in the ledger are not run again.
+
+        Raises:
+            LawError: fewer than two ranks or two sizes.
+        """
+        grid: Sequence[tuple[int, int]] = calibrating.QUICK_GRID if quick else calibrating.FULL_GRID
+        if ranks or sizes:
+            grid = [
+                (r, s) for s in sizes or sorted({s for _, s in grid}) for r in ranks or sorted({r for r, _ in grid})
+            ]
+        with self.writer("calibrate") as ledger:
+            return calibrating.calibrate(self.session, ledger, grid=grid, facts=facts, progress=progress)
+
+    def plan(
+        self,
+        facts: Path,
+        *,
+        collection: str | None = None,
+        skip_invalid: bool = False,
+        progress: Progress = no_progress,
+    ) -> PlanReport:
+        """What `add` would do. Changes nothing, but for a first calibration where the workspace has none.
+
+        Raises:
+            FactsError: the file cannot be taken.
+            OverBudget: no rank within the policy holds the facts.
+        """
+        name, facts_file = collection or self.collection, read_facts(facts, skip_invalid=skip_invalid)
+        with self.reader() as ledger:
+            fit = planning.current_fit(self.session, ledger)
+        if fit is None:
+            with self.writer("plan") as ledger:
+                fit = calibrating.ensure_fit(self.session, ledger, progress)
+        with self.reader() as ledger:
+            diff = ledger.diff(name, [located.fact for located in facts_file.facts])
+            live = ledger.live_facts(name)
+            plan = (
+                None if diff.is_empty else planning.make_plan(self.session, ledger, name, diff, fit, live_before=live)
+            )
+        return PlanReport(
+            file=str(facts), collection=name, plan=plan, new=tuple(f.prompt for f in diff.new),
+            superseding=tuple((new.prompt, old.target, new.target) for new, old in diff.superseding), unchanged=len(diff.unchanged),
+            skipped=_skipped(facts_file),
+        )  # fmt: skip
+
+    def add(
+        self,
+        facts: Path,
+        *,
+        collection: str | None = None,
+        publish: bool = True,
+        skip_invalid: bool = False,
+        progress: Progress = no_progress,
+    ) -> AddReport:
+        """The main job: ingest, plan, train, prove, release, and publish where an engine runs.
+
+        Raises:
+            FactsError, OverBudget: before anything is stored.
+            ProofFailed: the batch is refused and kept as failed.
+            WorkspaceLocked: another process is writing.
+        """
+        facts = Path(facts)
+        name, facts_file = collection or self.collection, read_facts(facts, skip_invalid=skip_invalid)
+        started = time.monotonic()
+        with self.writer(f"add {facts.name}") as ledger:
+            self._refuse_over_budget(ledger, name, facts_file, progress)
+            batch = ledger.receive_batch(name, facts_file, self.session.policy.resolved_json(), publish=publish)
+            if batch is None:
+                return _nothing_new(name, facts_file, time.monotonic() - started)
+            report = self._advance(ledger, batch.id, progress)
+            return replace(report, duration_s=time.monotonic() - started, skipped=_skipped(facts_file))
+
+    def _refuse_over_budget(self, ledger: Ledger, name: str, facts_file: FactsFile, progress: Progress) -> None:
+        """Plan before anything is stored, so that a batch that cannot be held leaves no trace."""
+        diff = ledger.diff(name, [located.fact for located in facts_file.facts])
+        if not diff.is_empty:
+            self.session.renderer.render_all([*diff.new, *(new for new, _ in diff.superseding)])
+            fit = calibrating.ensure_fit(self.session, ledger, progress)
+            planning.make_plan(self.session, ledger, name, diff, fit, live_before=ledger.live_facts(name))
+
+    def _advance(self, ledger: Ledger, batch_id: int, progress: Progress) -> AddReport:
+        """Take a batch as far as it goes: released, and published where it is wanted and an engine runs."""
+        run = BatchRun(self.session, ledger, batch_id, progress)
+        run.advance()
+        publishing.sync_manifest(self.session, ledger)
+        batch, publication, messages = ledger.batch(batch_id), None, []
+        url = publishing.engine_url(self.session)
+        if batch.state == "released" and batch.publish and batch.release:
+            if url is None:
+                messages.append(
+                    f"{batch.release} is released, not published: no engine is running; {publishing.NO_ENGINE_HINT}"
+                )
+            else:
+                publication = publishing.publish(self.session, ledger, batch.release, url=url, progress=progress)
+        report = run.report()
+        return replace(report, publication=publication, messages=(*report.messages, *messages))
+
+    def resume(self, *, progress: Progress = no_progress) -> list[AddReport]:
+        """Finish what a crash, Ctrl-C or a missing engine left, each batch from its last state."""
+        with self.writer("resume") as ledger:
+            return [self._advance(ledger, batch.id, progress) for batch in ledger.batches(unfinished=True)]
+
+    def verify(
+        self, release: str | None = None, *, served: str | None = None, progress: Progress = no_progress
+    ) -> VerifyReport:
+        """Prove a release again, in this process, or on the engine at the URL `served`. By default the latest release."""
+        with self.writer("verify") as ledger:
+            record = self._release(ledger, release)
+            if served:
+                return verifying.verify_served(self.session, ledger, record, served, progress)
+            return verifying.verify_in_process(self.session, ledger, record, progress)
+
+    def publish(self, release: str, *, progress: Progress = no_progress) -> PublishReport:
+        """Prove a release on the running engine and point its alias at it.
+
+        Raises:
+            EngineError: no engine is running for this workspace.
+            ProofFailed: the engine does not recall every fact.
+        """
+        with self.writer(f"publish {release}") as ledger:
+            url = publishing.engine_url(self.session)
+            return publishing.publish(self.session, ledger, release, url=url, progress=progress)
+
+    def rollback(self, alias: str | None = None) -> PublishReport:
+        """Point the alias at the release that it pointed at before."""
+        with self.writer("rollback") as ledger:
+            url = publishing.engine_url(self.session)
+            return publishing.rollback(self.session, ledger, alias or self.collection, url=url)
+
+    def releases(self, collection: str | None = None) -> list[ReleaseRow]:
+        """All releases, newest first."""
+        aliases = self._aliases()
+        with self.reader() as ledger:
+            rows = [
+                ReleaseRow(
+                    r.name, r.collection, r.version, r.rank, r.placement,
+                    len(ledger.live_facts(r.collection, as_of_version=r.version)), r.created_at_utc, r.digest,
+                    tuple(a for a, target in aliases.items() if target == r.name),
+                )
+                for r in ledger.releases(collection)
+            ]  # fmt: skip
+        return rows[::-1]
+
+    def release(self, name: str) -> dict[str, object]:
+        """The papers of one release: `memupdate.json`, and its proofs by engine."""
+        import json
+
+        from memupdate.layout import RELEASE_FILE
+
+        with self.reader() as ledger:
+            record = ledger.release(name)
+            proofs = ledger.proofs(name)
+        papers: dict[str, object] = json.loads(
+            (self.session.layout.registry.release(record.name) / RELEASE_FILE).read_text()
+        )
+        engines = {p.engine for p in proofs}
+        papers["proofs"] = {
+            e: {"facts": sum(p.engine == e for p in proofs), "proved": sum(p.engine == e and p.proved for p in proofs)}
+            for e in engines
+        }
+        return papers
+
+    def facts(self, *, limit: int = 50, offset: int = 0, collection: str | None = None) -> list[FactHistory]:
+        """Live facts."""
+        with self.reader() as ledger:
+            return ledger.facts_list(collection, limit=limit, offset=offset)
+
+    def fact(self, fact_id: str) -> FactDetail:
+        """One fact by a prefix of its id: sources, batches, releases, proofs."""
+        with self.reader() as ledger:
+            return ledger.fact(fact_id)
+
+    def status(self) -> StatusReport:
+        """One look at the workspace."""
+        session = self.session
+        engine = running_engine(session.layout.engine)
+        with self.reader() as ledger:
+            latest = ledger.latest_release(self.collection)
+            fit = planning.current_fit(session, ledger)
+            return StatusReport(
+                root=str(self.root), model=session.config.model, base_fingerprint=session.fingerprint, policy=session.policy.name,
+                collection=self.collection, aliases=self._aliases(), facts_live=len(ledger.live_facts(self.collection)),
+                rank=latest.rank if latest else 0, releases=len(ledger.releases()),
+                unfinished_batches=tuple((b.id, b.state) for b in ledger.batches(unfinished=True)),
+                law_points=len(calibrating.points_of(session, ledger)), fit_id=fit.fit_id if fit else None,
+                engine=None if engine is None else {"url": engine.url, "pid": engine.pid, "max_lora_rank": engine.max_lora_rank},
+            )  # fmt: skip
+
+    def report(self) -> CapacityReport:
+        """The law and what it says about the room that is left. Raises LawError before a calibration."""
+        session = self.session
+        with self.reader() as ledger:
+            fit = planning.current_fit(session, ledger)
+            if fit is None:
+                raise LedgerError("no law is fitted for this model and policy", "run `memupdate calibrate`")
+            rank = planning.rank_now(ledger, self.collection)
+            tokens = session.count_target_tokens(ledger.live_facts(self.collection))
+            points = calibrating.points_of(session, ledger)
+        bounds = planning.limits(session)
+        free = free_capacity(fit, session.shape, max(rank, bounds.min_rank), bounds, target_tokens_live=tokens)
+        return CapacityReport(fit, tuple(points), self.collection, rank, tokens, free)
+
+    def serve(
+        self,
+        *,
+        port: int = 8000,
+        host: str = "127.0.0.1",
+        print_command: bool = False,
+        progress: Progress = no_progress,
+    ) -> str:
+        """Run vLLM until Ctrl-C or SIGTERM, publishing first what was released while no engine ran.
+
+        With `print_command`, start nothing and return the shell line that would.
+        """
+        with self.engine_to_start(port=port, host=host) as engine:
+            if print_command:
+                return serving.command_text(engine.settings)
+            engine.start(progress)
+            self.publish_pending(progress)
+            progress_ready(progress, engine.url, self._aliases())
+            serving.wait_until_stopped(engine)
+        return ""
+
+    @contextmanager
+    def engine(self, *, port: int = 0, host: str = "127.0.0.1", progress: Progress = no_progress) -> Iterator[str]:
+        """A running engine for the block, for notebooks, tests and the demo; yields its URL."""
+        with self.engine_to_start(port=port, host=host) as engine:
+            engine.start(progress)
+            yield engine.url
+
+    @contextmanager
+    def engine_to_start(self, *, port: int = 0, host: str = "127.0.0.1") -> Iterator[Engine]:
+        """An engine for the caller to `start`, stopped at the end of the block. Raises UsageError where one runs already."""
+        with self.writer("serve") as ledger:
+            publishing.sync_manifest(self.session, ledger)
+            settings = serving.engine_settings(self.session, ledger, host=host, port=port)
+        with serving.engine_of(self.session, settings) as engine:
+            yield engine
+
+    def publish_pending(self, progress: Progress = no_progress) -> list[PublishReport]:
+        """Publish the latest release of each collection whose batch was waiting for an engine."""
+        done = []
+        with self.writer("serve") as ledger:
+            waiting = {
+                b.collection: b.release for b in ledger.batches(unfinished=True) if b.state == "released" and b.release
+            }
+            url = publishing.engine_url(self.session)
+            for release in waiting.values():
+                done.append(publishing.publish(self.session, ledger, release, url=url, progress=progress))
+        return done
+
+    def _aliases(self) -> dict[str, str]:
+        path = self.session.layout.registry.manifest
+        if not path.exists():
+            return {}
+        return {alias: entry.release for alias, entry in read_manifest(path).aliases.items()}
+
+    def _release(self, ledger: Ledger, name: str | None) -> ReleaseRecord:
+        if name is not None:
+            return ledger.release(name)
+        latest = ledger.latest_release(self.collection)
+        if latest is None:
+            raise UsageError(f"{self.collection}: nothing was released yet", "add facts first: `memupdate add FACTS`")
+        return latest
+
+
+def progress_ready(progress: Progress, url: str, aliases: dict[str, str]) -> None:
+    """Tell where to ask and what answers."""
+    from memupdate.progress import ProgressEvent
+
+    names = ", ".join(f"{alias} → {release}" for alias, release in aliases.items()) or "no release is published yet"
+    progress(ProgressEvent("serve", 1, 1, f"{url}/v1  {names}  (Ctrl-C stops)"))
+
+
+def _take_shipped_points(session: Session, ledger: Ledger) -> None:
+    """Law points measured before and shipped with the model, where they are of this very model and policy."""
+    file = session.folder.path / SHIPPED_POINTS
+    if not file.is_file():
+        return
+    points = [replace(p, origin="shipped") for p in points_from_json(file.read_text(encoding="utf-8"))]
+    matching = [
+        p
+        for p in points
+        if (p.base_fingerprint, p.placement, p.recipe) == (session.fingerprint, session.shape.name, session.recipe)
+    ]
+    if matching:
+        ledger.add_law_points(matching)
+        calibrating.refit(session, ledger)
+
+
+def _skipped(facts_file: FactsFile) -> tuple[str, ...]:
+    return tuple(problem.describe(facts_file.path) for problem in facts_file.skipped)
+
+
+def _nothing_new(collection: str, facts_file: FactsFile, duration_s: float) -> AddReport:
+    """Every fact of the file is live already."""
+    note = f"all {len(facts_file.facts)} facts are stored already; nothing to do"
+    return AddReport(
+        batch_id=None, collection=collection, state="unchanged", release=None, plan=None, rank=None, attempts=0, epochs=0,
+        measured_loss_nats=None, kl_nats=None, facts_total=0, facts_proved=0, facts_new=0, failures=(), probes_unchanged_share=None,
+        probes=0, publication=None, duration_s=duration_s, messages=(note,), skipped=_skipped(facts_file),
+    )  # fmt: skip

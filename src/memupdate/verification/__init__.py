@@ -1,0 +1,1 @@
+"""Proofs: that facts are recalled verbatim (`recall`) and that the rest answers as before (`locality`)."""

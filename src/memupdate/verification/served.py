@@ -1,0 +1,78 @@
+"""Proofs on the serving engine: every target token by prompt log-probabilities, and a sample by free greedy generation."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memupdate.facts.render import Example
+from memupdate.serving.client import EngineClient
+from memupdate.verification.recall import FactProof, judge
+
+_ROOM_TOKENS = 8
+"""Tokens more than the target has: an answer that goes on is seen to go on."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One free answer of the engine against the fact."""
+
+    example: Example
+    text: str
+    model: str
+    """What the engine says answered."""
+    stopped: bool
+    """It ended by itself."""
+
+    @property
+    def matches(self) -> bool:
+        """Word for word, and then nothing more."""
+        return self.stopped and self.text == self.example.answer
+
+
+def prove_served(
+    client: EngineClient, model: str, examples: Sequence[Example], *, min_probability: float
+) -> list[FactProof]:
+    """Verdicts in the order of `examples`, from one prefill each. Raises EngineError."""
+    scores = client.score_targets(model, [e.prompt_ids for e in examples], [e.target_ids for e in examples])
+    proofs = []
+    for example, tokens in zip(examples, scores, strict=True):
+        text = {t.token_id: t.token_id for t in tokens}
+        # Rank 1 is the engine's own word that nothing is likelier; a tie that it ranks 2 is not proved.
+        greedy = [t.token_id if t.rank == 1 else t.top_token_id if t.top_token_id != t.token_id else -1 for t in tokens]
+        names = {t.top_token_id: t.top_token for t in tokens} | {-1: "(a tie)"}
+        probabilities = [math.exp(t.logprob) for t in tokens]
+        decode = _decoder(names, text)
+        proofs.append(judge(example, probabilities, greedy, min_probability=min_probability, decode=decode))
+    return proofs
+
+
+def _decoder(names: Mapping[int, str], known: Mapping[int, int]) -> Any:
+    def decode(token: int) -> str:
+        return names.get(token, f"token {known.get(token, token)}")
+
+    return decode
+
+
+def sample_examples(examples: Sequence[Example], count: int, *, seed: int) -> list[Example]:
+    """At most `count` examples, the same ones for the same seed."""
+    return random.Random(seed).sample(list(examples), min(count, len(examples)))
+
+
+def generate_served(
+    client: EngineClient, model: str, examples: Sequence[Example], *, template_kwargs: Mapping[str, Any]
+) -> list[Generated]:
+    """Ask each example as a client would (chat or completion), greedily, with room to go on. Raises EngineError."""
+    answers = []
+    for example in examples:
+        room = len(example.target_ids) + _ROOM_TOKENS
+        if example.style == "chat":
+            messages = [{"role": "user", "content": example.prompt}]
+            completion = client.chat(model, messages, room, chat_template_kwargs=template_kwargs)
+        else:
+            completion = client.complete(model, example.prompt, room)
+        answers.append(Generated(example, completion.text, completion.model, completion.finish_reason == "stop"))
+    return answers
