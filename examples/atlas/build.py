@@ -4,7 +4,7 @@
 
 Writes `model.safetensors` (bfloat16), `config.json`, `generation_config.json`, the tokenizer,
 `world.jsonl` (the facts taught, and whether they are recalled), `known.jsonl` (those recalled, in the facts format, as probes),
-`news-1.jsonl` and `news-2.jsonl` (facts that are new to the model) and `measured.json` (what the model recalls).
+`news-1.jsonl` and `news-2.jsonl` (facts that are new to the model), `calibration-facts.jsonl` and `measured.json` (what the model recalls).
 About 15 minutes on two cores.
 """
 
@@ -250,6 +250,27 @@ def make_news(world: World) -> tuple[list[dict[str, object]], list[dict[str, obj
     return [fact_line(f, 0) for f in first], [fact_line(f, 0) for f in second]
 
 
+def make_calibration_facts(world: World) -> list[dict[str, object]]:
+    """Facts of yet another world, to calibrate the memory law with."""
+    taken = frozenset(n for names in world.entities.values() for n in names)
+    facts = make_world(2, {"person": 20, "company": 14, "city": 10, "product": 12}, taken).facts
+    random.Random(f"{SEED}-calibration").shuffle(facts)
+    return [fact_line(f, 0) for f in facts]
+
+
+def write_data(out: Path, world: World, recalled_flags: list[bool]) -> None:
+    """Everything beside the model: the world as taught, probes, news, facts to calibrate with."""
+    taught = [(fact_line(f, f.trained_questions[0]), f, ok) for f, ok in zip(world.facts, recalled_flags, strict=True)]
+    write_jsonl(
+        out / "world.jsonl", [{**line, "held_out": f.question(f.held_out), "recalled": ok} for line, f, ok in taught]
+    )
+    write_jsonl(out / "known.jsonl", [line for line, _, ok in taught if ok])
+    first, second = make_news(world)
+    write_jsonl(out / "news-1.jsonl", first)
+    write_jsonl(out / "news-2.jsonl", second)
+    write_jsonl(out / "calibration-facts.jsonl", make_calibration_facts(world))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1500)
@@ -270,15 +291,7 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.out)
     model = model.float().eval()
     shares, seen = measure(model, tokenizer, world.facts)
-    taught = [(fact_line(f, f.trained_questions[0]), f, ok) for f, ok in zip(world.facts, seen, strict=True)]
-    write_jsonl(
-        arguments.out / "world.jsonl",
-        [{**line, "held_out": f.question(f.held_out), "recalled": ok} for line, f, ok in taught],
-    )
-    write_jsonl(arguments.out / "known.jsonl", [line for line, _, ok in taught if ok])
-    first, second = make_news(world)
-    write_jsonl(arguments.out / "news-1.jsonl", first)
-    write_jsonl(arguments.out / "news-2.jsonl", second)
+    write_data(arguments.out, world, seen)
     measured = {
         "facts": len(world.facts), "parameters": model.num_parameters(), "vocabulary": len(tokenizer), "steps": arguments.steps,
         "training_tokens": arguments.steps * BATCH * CONTEXT, "training_s": round(seconds), "seed": SEED,

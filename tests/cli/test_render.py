@@ -59,12 +59,12 @@ OUTCOME = Outcome(
 def test_json_is_one_document_with_version_and_command(capsys: pytest.CaptureFixture[str]) -> None:
     emit("add", OUTCOME, as_json=True)
     document = json.loads(capsys.readouterr().out)
-    assert document == {"schema_version": 1, "command": "add", "data": json.loads(json.dumps(OUTCOME.to_dict()))}
+    assert document == {"schema_version": 1, "command": "add", **json.loads(json.dumps(OUTCOME.to_dict()))}
 
 
 def test_json_of_a_sequence(capsys: pytest.CaptureFixture[str]) -> None:
     emit("releases list", OUTCOME.rows, as_json=True)
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)["data"]] == ["Zoë [red]", "b"]
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["Zoë [red]", "b"]
 
 
 def test_people_see_units_messages_and_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_hidden_keys_stay_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     emit("add", OUTCOME, as_json=False, hide=("rows",))
     assert "Zoë" not in capsys.readouterr().out
     emit("add", OUTCOME, as_json=True, hide=("rows",))
-    assert "rows" in json.loads(capsys.readouterr().out)["data"]
+    assert "rows" in json.loads(capsys.readouterr().out)
 
 
 def test_columns_choose_and_order(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Turns what operations return into text for people or one JSON document for scripts.
 
-Invariant: with `--json`, stdout carries exactly one document, `{"schema_version": 1, "command": …, "data": …}`. Tables
+Invariant: with `--json`, stdout carries exactly one document, `{"schema_version": 1, "command": …}` with the
+report's own keys beside them, or `"rows"` where the report is a list. Tables
 are built from the same `to_dict()`, so both say the same. Nothing here knows what the values mean, except by the unit
 in their name.
 """
@@ -68,7 +69,8 @@ def emit(
 
 def print_json(command: str, data: Any) -> None:
     """One document on stdout. ASCII, so that no locale can break it."""
-    document = {"schema_version": SCHEMA_VERSION, "command": command, "data": data}
+    own = data if isinstance(data, Mapping) else {"rows": data}
+    document = {"schema_version": SCHEMA_VERSION, "command": command, **own}
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 

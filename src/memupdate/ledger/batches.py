@@ -1,7 +1,7 @@
 """Batches: a facts file on its way into a release, one committed state at a time.
 
 Invariant: states follow `received → planned → trained → verified → released → published`, or `failed` with a reason; a
-collection has at most one unfinished batch; a `released` batch has a release. Each transition is one transaction, taken
+collection has at most one batch that is not yet released; a `released` batch has a release. Each transition is one transaction, taken
 when its files are in place.
 """
 
@@ -65,7 +65,7 @@ class Batches(Facts, Events):
             The batch, or None where every fact is live already; its source is recorded either way.
 
         Raises:
-            LedgerError: the collection has an unfinished batch.
+            LedgerError: the collection has a batch that is not released yet.
         """
         with self.transaction():
             self.ensure_collection(collection)
@@ -92,7 +92,8 @@ class Batches(Facts, Events):
             return self.batch(batch)
 
     def _refuse_unfinished(self, collection: str) -> None:
-        for other in self.batches(collection, unfinished=True):
+        # A release that waits for an engine is safely in the registry: the next batch builds on it.
+        for other in (b for b in self.batches(collection, unfinished=True) if b.state != "released"):
             raise LedgerError(
                 f"collection {collection}: batch {other.id} is unfinished (state {other.state})",
                 "finish it with `memupdate resume`",

@@ -17,9 +17,9 @@ from memupdate.operations.reports import CalibrationReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 
-QUICK_GRID = ((2, 16), (2, 48), (8, 16), (8, 48), (16, 48), (4, 96))
+QUICK_GRID = ((1, 16), (4, 16), (1, 32), (4, 32), (8, 32), (16, 64))
 """(rank, facts): enough to fit every law in a few minutes; the planner widens what it has to extrapolate."""
-FULL_GRID = tuple((rank, size) for size in (24, 48, 96, 192) for rank in (2, 4, 8, 16, 32))
+FULL_GRID = tuple((rank, size) for size in (16, 32, 64, 128) for rank in (1, 2, 4, 8, 16))
 """(rank, facts): small ranks on many facts do not hold them all, which is where the law shows."""
 
 

@@ -297,6 +297,7 @@ class Workspace:
         papers: dict[str, object] = json.loads(
             (self.session.layout.registry.release(record.name) / RELEASE_FILE).read_text()
         )
+        papers["papers_version"] = papers.pop("schema_version")  # the report has a schema_version of its own
         engines = {p.engine for p in proofs}
         papers["proofs"] = {
             e: {"facts": sum(p.engine == e for p in proofs), "proved": sum(p.engine == e and p.proved for p in proofs)}
