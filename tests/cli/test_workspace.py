@@ -26,7 +26,7 @@ def data_of(result: Result) -> Any:
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["schema_version"] == 1
-    return document["data"]
+    return document.get("rows", document)
 
 
 def digest_of(root: Path) -> dict[str, str]:
