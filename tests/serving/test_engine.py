@@ -23,7 +23,6 @@ from memupdate.serving.engine import (
     EngineSettings,
     choose_port,
     engine_command,
-    engine_lora_rank,
     failure_reason,
     process_start,
     running_engine,
@@ -94,12 +93,6 @@ def test_secrets_are_in_no_command_line(settings: EngineSettings, monkeypatch: p
     assert "client-key" not in " ".join(command)
     assert environment["VLLM_API_KEY"] == "client-key"
     assert environment["VLLM_PLUGINS"] == "other,memupdate"
-
-
-def test_ranks_are_rounded_up_to_what_vllm_accepts() -> None:
-    assert [engine_lora_rank(rank) for rank in (1, 2, 8, 9, 65, 300, 512)] == [1, 8, 8, 16, 128, 320, 512]
-    with pytest.raises(UsageError, match="rank 513"):
-        engine_lora_rank(513)
 
 
 def test_a_port_in_use_is_said_so() -> None:

@@ -10,6 +10,8 @@ import typer
 from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
 from memupdate.cli.session import JsonOption
+from memupdate.cli.views import demo_views
+from memupdate.errors import ExitCode
 
 
 def register(app: typer.Typer) -> None:
@@ -29,4 +31,6 @@ def demo(
 
     with progress_on_stderr() as progress:
         report = run_demo(keep=keep, progress=progress)
-    emit("demo", report, as_json=as_json)
+    emit("demo", report, as_json=as_json, view=demo_views)
+    if not report.rollback_ok:
+        raise typer.Exit(int(ExitCode.PROOF_FAILED))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from memupdate.ledger.records import FactDetail, FactHistory
+    from memupdate.operations.demo import DemoReport
     from memupdate.operations.reports import AddReport, CalibrationReport, CapacityReport, PlanReport
 
 SHOWN_ID = len("sha256:") + 12
@@ -96,3 +97,54 @@ def fact_document(detail: FactDetail) -> dict[str, Any]:
     plain: dict[str, Any] = to_plain(detail)
     history = [{key: value for key, value in row.items() if key != "fact"} for row in plain["history"]]
     return {"id": detail.fact.id, **plain.pop("fact"), **plain, "history": history}
+
+
+def demo_views(report: DemoReport) -> list[RenderableType]:
+    """What was written and proved, what a client saw, and the sums."""
+    from rich.table import Table
+    from rich.text import Text
+
+    batches = Table(title="Batches: planned by the law, trained, proved in process and on vLLM", title_justify="left")
+    heads = (
+        "release",
+        "facts",
+        "live tokens",
+        "rank",
+        "predicted loss (nats)",
+        "measured",
+        "bits/param",
+        "proved",
+        "on vLLM",
+    )
+    for number, head in enumerate((*heads, "probes unchanged", "took")):
+        batches.add_column(head, justify="left" if number == 0 else "right")
+    for b in report.batches:
+        batches.add_row(
+            b.release,
+            f"{b.facts}",
+            f"{b.target_tokens}",
+            f"{b.rank}",
+            f"{b.predicted_loss_nats:.3f} ({b.predicted_loss_low:.3f}–{b.predicted_loss_high:.3f})",
+            f"{b.measured_loss_nats:.3f}",
+            f"{b.bits_per_parameter:.3f}",
+            f"{b.facts_proved}/{b.facts_total}",
+            f"{b.facts_proved_served}/{b.facts_total}",
+            f"{b.probes_unchanged_share:.1%}",
+            f"{b.duration_s:.0f} s",
+        )
+    asked = Table(title=f"A client asks {report.alias!r} over HTTP", title_justify="left")
+    for head in ("when", "question", "answer", "model in the response"):
+        asked.add_column(head)
+    for q in report.questions:
+        asked.add_row(q.when, Text(q.prompt), Text(q.answer), q.model)
+    sums = Table(title="In short", title_justify="left", show_header=False)
+    sums.add_column(style="bold")
+    sums.add_column()
+    sums.add_row("facts proved", f"{report.facts_proved} of {report.facts_total}")
+    sums.add_row("facts proved on vLLM", f"{report.facts_proved_served} of {report.facts_total}")
+    sums.add_row("probes answered as before", f"{report.probes_unchanged_share:.1%} of {report.probes}")
+    sums.add_row("rollback brought the old answer back", "yes" if report.rollback_ok else "no")
+    sums.add_row("took", f"{report.duration_s:.0f} s")
+    if report.workspace:
+        sums.add_row("workspace", report.workspace)
+    return [batches, asked, sums]

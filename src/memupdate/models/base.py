@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from memupdate.errors import ModelError
 from memupdate.models.folder import ModelFolder
@@ -45,6 +46,7 @@ def load_base(folder: ModelFolder, *, dtype: str = "auto") -> BaseModel:
         ModelError: transformers cannot load it, or it does not fit into memory.
     """
     device = pick_device()
+    transformers_logging.disable_progress_bar()  # progress is ours to show
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(

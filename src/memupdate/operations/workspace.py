@@ -16,7 +16,7 @@ from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.lock import workspace_lock
-from memupdate.ledger.records import FactDetail, FactHistory, ReleaseRecord
+from memupdate.ledger.records import Batch, FactDetail, FactHistory, ReleaseRecord
 from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
 from memupdate.operations import calibrating, planning, publishing, serving, verifying
 from memupdate.operations.config import POLICY_FILE, WorkspaceConfig, write_config
@@ -32,7 +32,7 @@ from memupdate.operations.reports import (
 )
 from memupdate.operations.session import Session
 from memupdate.operations.updating import BatchRun
-from memupdate.policies import load_policy, policy_path
+from memupdate.policies import load_policy, parse_resolved_policy, policy_path
 from memupdate.progress import Progress, no_progress
 from memupdate.serving.engine import Engine, running_engine
 from memupdate.serving.manifest import read_manifest
@@ -224,7 +224,7 @@ class Workspace:
 
     def _advance(self, ledger: Ledger, batch_id: int, progress: Progress) -> AddReport:
         """Take a batch as far as it goes: released, and published where it is wanted and an engine runs."""
-        run = BatchRun(self.session, ledger, batch_id, progress)
+        run = BatchRun(self._session_of(ledger.batch(batch_id)), ledger, batch_id, progress)
         run.advance()
         publishing.sync_manifest(self.session, ledger)
         batch, publication, messages = ledger.batch(batch_id), None, []
@@ -238,6 +238,12 @@ class Workspace:
                 publication = publishing.publish(self.session, ledger, batch.release, url=url, progress=progress)
         report = run.report()
         return replace(report, publication=publication, messages=(*report.messages, *messages))
+
+    def _session_of(self, batch: Batch) -> Session:
+        """This session, or one under the policy that the batch began with, if the policy has changed since."""
+        if batch.policy_json == self.session.policy.resolved_json():
+            return self.session
+        return Session(self.root, self.session.config, parse_resolved_policy(batch.policy_json))
 
     def resume(self, *, progress: Progress = no_progress) -> list[AddReport]:
         """Finish what a crash, Ctrl-C or a missing engine left, each batch from its last state."""

