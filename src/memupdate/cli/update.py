@@ -57,7 +57,7 @@ def resume(ctx: typer.Context, as_json: JsonOption = False) -> None:
 def verify(
     ctx: typer.Context,
     release: Annotated[
-        str | None, typer.Argument(metavar="RELEASE", help="For example acme@v7; the served one if not given.")
+        str | None, typer.Argument(metavar="RELEASE", help="For example acme@v7; the latest one if not given.")
     ] = None,
     served: Annotated[
         str | None, typer.Option("--served", metavar="URL", help="Prove on the engine that answers there.")

@@ -210,7 +210,7 @@ def m004_law_and_events(db: Database) -> None:
         """CREATE TABLE events (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             at_utc TEXT NOT NULL,
-            kind TEXT NOT NULL,              -- 'state', 'publish', 'rollback', …
+            kind TEXT NOT NULL,              -- 'state', 'published', 'rolled back', …
             collection TEXT,
             batch INTEGER REFERENCES batches (id),
             release TEXT,                    -- by name only: an event may speak of one that never came to be

@@ -146,8 +146,8 @@ class VerifyReport(Report):
 
     @property
     def passed(self) -> bool:
-        """Whether every live fact was proved."""
-        return self.facts_proved == self.facts_total
+        """Whether every live fact was proved, and every answer that the engine was asked for came word for word."""
+        return self.facts_proved == self.facts_total and not self.failures
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from memupdate.budget.ranks import SERVING_RANKS, serving_rank
@@ -46,7 +47,8 @@ def engine_settings(session: Session, ledger: Ledger, *, host: str, port: int) -
 
 def base_name(session: Session) -> str:
     """The name under which clients reach the untouched base model; never the alias."""
-    name = session.folder.path.name
+    # Of a hub repository the folder is a snapshot, named by its commit.
+    name = Path(session.config.model).name
     return f"{name}-base" if name == session.config.collection else name
 
 
