@@ -9,13 +9,14 @@ ARGS ?=
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
-.PHONY: help setup demo test lint format wheel lock clean
+.PHONY: help setup demo test lint format docs wheel lock clean
 
 help:
 	@echo "make demo    the whole job on the embedded base model, served by vLLM"
 	@echo "make test    all tests, real vLLM included"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  ruff's formatter and safe fixes"
+	@echo "make docs    write docs/cli.md and docs/ledger.md from the code"
 	@echo "make wheel   a wheel and an sdist in dist/"
 	@echo "make lock    write requirements/cpu.txt anew"
 	@echo "make clean   remove .venv, caches and dist/"
@@ -38,6 +39,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python tools/cli_docs.py
+	$(BIN)/python tools/ledger_docs.py
 
 wheel: setup
 	$(BIN)/python -m build --no-isolation $(ARGS)
