@@ -49,14 +49,19 @@ def load_base(folder: ModelFolder, *, dtype: str = "auto") -> BaseModel:
     transformers_logging.disable_progress_bar()  # progress is ours to show
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder.path, dtype=pick_dtype(dtype, device), local_files_only=True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder.path, dtype=pick_dtype(dtype, device), local_files_only=True, output_loading_info=True
         )
         model.to(device)
-    except (OSError, ValueError, KeyError, torch.OutOfMemoryError) as error:
+    except Exception as error:  # broken files surface as errors of safetensors, torch, the hub client and transformers
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"{folder.path}: cannot be loaded ({first_line})", "check the folder, or the memory that is free"
         ) from error
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"{folder.path}: {len(missing)} tensors are missing from the weights, {missing[0]} first",
+            "a file of the weights is missing, or config.json is another model's: download it again",
+        )
     model.eval().requires_grad_(False)
     return BaseModel(model, tokenizer, device)

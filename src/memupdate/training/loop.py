@@ -161,7 +161,10 @@ class _Run:
         )  # fmt: skip
 
     def check(self) -> list[TargetScore]:
-        return score_examples(self.model, self.examples, self.device)
+        scores = score_examples(self.model, self.examples, self.device)
+        if not math.isfinite(mean_loss_nats(scores)):  # NaN is under no goal, so it would pass for stored
+            raise _diverged()
+        return scores
 
     def under_goal(self, scores: Sequence[TargetScore]) -> list[int]:
         if not self.settings.stop_when_stored:
@@ -214,9 +217,7 @@ class _Run:
         if self.guard_weight:
             loss = loss + self.guard_weight * self.guard_loss()
         if not torch.isfinite(loss):
-            raise TrainingError(
-                "training diverged: the loss is not finite", "lower training.learning_rate in the policy"
-            )
+            raise _diverged()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
@@ -233,3 +234,7 @@ class _Run:
         part = self.anchors.select(index)
         logits = model_logits(self.model, part.ids.to(self.device))
         return anchor_kl(logits, part.top_ids.to(self.device).long(), part.top_logprobs.to(self.device))
+
+
+def _diverged() -> TrainingError:
+    return TrainingError("training diverged: the loss is not finite", "lower training.learning_rate in the policy")

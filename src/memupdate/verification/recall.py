@@ -47,7 +47,7 @@ def judge(
 ) -> FactProof:
     """Verdict on one example from its target tokens' probabilities and the argmax at each position."""
     wrong = [i for i, (best, true) in enumerate(zip(greedy_ids, example.target_ids, strict=True)) if best != true]
-    weak = [i for i, p in enumerate(probabilities) if p < min_probability]
+    weak = [i for i, p in enumerate(probabilities) if not p >= min_probability]  # NaN is weak too
     failed = next(iter(wrong + weak), None)
     return FactProof(
         fact_id=example.fact_id,

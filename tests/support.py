@@ -1,0 +1,35 @@
+"""What tests of several packages share: lines of the embedded model's files, and policies changed by one value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from memupdate.resources import resource_dir
+
+Row = dict[str, Any]
+
+
+def news(number: int) -> list[Row]:
+    """The lines of one of the embedded model's news files."""
+    text = (resource_dir("atlas") / f"news-{number}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def write_facts_file(path: Path, rows: Sequence[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def set_policy(policy: Path, values: dict[str, str]) -> None:
+    """Set `section__key` to a TOML value, in a section that is there already or a new one at the end."""
+    lines = policy.read_text(encoding="utf-8").splitlines()
+    for name, value in values.items():
+        section, key = name.split("__")
+        lines = [line for line in lines if not line.startswith(f"{key} =")]
+        if f"[{section}]" not in lines:
+            lines.append(f"[{section}]")
+        lines.insert(lines.index(f"[{section}]") + 1, f"{key} = {value}")
+    policy.write_text("\n".join(lines) + "\n", encoding="utf-8")
