@@ -194,8 +194,12 @@ def test_unknown_repository_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert error.message.startswith("nobody/nothing: cannot be had from the hub (")
 
 
+def etag(content: bytes) -> str:
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
 class Hub(BaseHTTPRequestHandler):
-    """The two routes of a hub that a download needs, over a folder of one repository."""
+    """The routes of a hub that a download needs, over a folder of one repository."""
 
     root: Path
     asked: list[str]
@@ -213,17 +217,23 @@ class Hub(BaseHTTPRequestHandler):
         if path == "/api/models/org/name/revision/main":
             siblings = [{"rfilename": f.name} for f in sorted(self.root.iterdir())]
             self.send(json.dumps({"id": "org/name", "sha": REVISION, "siblings": siblings}).encode(), body)
+        elif path == f"/api/models/org/name/tree/{REVISION}":
+            entries = [self.entry(f) for f in sorted(self.root.iterdir())]
+            self.send(json.dumps(entries).encode(), body)
         elif prefix == "/org/name" and (self.root / name).is_file():
             self.send((self.root / name).read_bytes(), body)
         else:
             self.send_error(404)
+
+    def entry(self, file: Path) -> dict[str, object]:
+        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": etag(file.read_bytes())}
 
     def send(self, content: bytes, body: bool) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.send_header("X-Repo-Commit", REVISION)
-        self.send_header("ETag", f'"{hashlib.sha1(content, usedforsecurity=False).hexdigest()}"')
+        self.send_header("ETag", f'"{etag(content)}"')
         self.end_headers()
         if body:
             self.wfile.write(content)
