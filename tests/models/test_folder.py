@@ -274,7 +274,13 @@ def test_repository_is_downloaded_without_anything_pickled(
         "print('torch' in sys.modules)\n"
     )
     kept = {n: v for n, v in os.environ.items() if "proxy" not in n.lower()}
-    environment = {**kept, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"}
+    environment = {
+        **kept,
+        "HF_ENDPOINT": url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+        "NO_PROXY": "*",
+    }
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "c")],

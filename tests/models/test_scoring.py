@@ -46,7 +46,9 @@ def example(prompt: list[int], target: list[int]) -> Example:
 def random_examples(count: int, vocabulary: int, seed: int) -> list[Example]:
     rng = random.Random(seed)
     return [
-        example(rng.choices(range(vocabulary), k=rng.randint(1, 12)), rng.choices(range(vocabulary), k=rng.randint(1, 5)))
+        example(
+            rng.choices(range(vocabulary), k=rng.randint(1, 12)), rng.choices(range(vocabulary), k=rng.randint(1, 5))
+        )
         for _ in range(count)
     ]
 
@@ -105,9 +107,7 @@ def test_order_and_batching_change_nothing(atlas_base: BaseModel, atlas_renderer
     assert score_examples(atlas_base.model, [], CPU) == []
 
 
-def test_scores_see_the_memory(
-    atlas_base: BaseModel, adapted: nn.Module, atlas_renderer: Renderer, news: list[Fact]
-) -> None:
+def test_scores_see_the_memory(adapted: nn.Module, atlas_renderer: Renderer, news: list[Fact]) -> None:
     examples = atlas_renderer.render_all(news[:6])
     assert_scores_are_naive(adapted, examples)
     seen = [s.loss_nats for s in score_examples(adapted, examples, CPU)]

@@ -99,9 +99,7 @@ def test_sampling_repeats_for_a_seed(atlas_base: BaseModel) -> None:
 
 
 def test_every_prefix_has_its_share(atlas_base: BaseModel) -> None:
-    anchors = sample_anchors(
-        atlas_base, [[0], [0, 3], [0, 3, 460]], count=8, tokens=12, seed=0, progress=no_progress
-    )
+    anchors = sample_anchors(atlas_base, [[0], [0, 3], [0, 3, 460]], count=8, tokens=12, seed=0, progress=no_progress)
     assert anchors.ids.shape == (8, 12)
     assert anchors.top_ids.shape == anchors.top_logprobs.shape == (8, 11, TOP_K)
     beginnings = [tuple(row[:3].tolist()) for row in anchors.ids]

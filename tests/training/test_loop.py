@@ -121,7 +121,9 @@ def test_harm_over_budget_is_pulled_back(
     assert repaired.steps > 0
     assert repaired.kl_nats is not None
     assert repaired.kl_nats < trained.kl_nats
-    assert repaired.stopped_early == (repaired.kl_nats <= budget and all(s.min_probability >= 0.7 for s in repaired.scores))
+    assert repaired.stopped_early == (
+        repaired.kl_nats <= budget and all(s.min_probability >= 0.7 for s in repaired.scores)
+    )
 
 
 @pytest.mark.parametrize("stop", [False, True])

@@ -72,7 +72,9 @@ def perturbed(memory: Memory, seed: int, *, basis: bool = False) -> Memory:
     """As if trained on: every number of `B` moved, and of `A` with `basis`."""
     generator = torch.Generator().manual_seed(seed)
     a = {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in memory.a.items()} if basis else memory.a
-    return replace(memory, a=a, b={n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in memory.b.items()})
+    return replace(
+        memory, a=a, b={n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in memory.b.items()}
+    )
 
 
 def test_growing_changes_nothing(atlas_base: BaseModel, filled: Memory, batches: Batches) -> None:
@@ -151,7 +153,7 @@ def test_slice_says_nothing_of_an_untrained_basis(filled: Memory) -> None:
     after = perturbed(grow(filled, 6, seed=SEED, scale=SCALE), 5)
     tensors = make_slice(filled, after)
     assert not [name for name in tensors if name.endswith("delta_A")]
-    assert {tuple(t.shape)[0] for n, t in tensors.items() if n.endswith("added_A")} == {2}
+    assert {t.shape[0] for n, t in tensors.items() if n.endswith("added_A")} == {2}
     assert len([n for n in make_slice(filled, perturbed(filled, 5, basis=True)) if n.endswith("delta_A")]) == 12
 
 
@@ -176,7 +178,10 @@ def test_plain_peft_generates_the_trained_facts(
     for example in batches[0]:
         ids = torch.tensor([example.prompt_ids])
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=len(example.target_ids) + 8
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=len(example.target_ids) + 8,
         )
         assert tuple(out[0, ids.shape[1] :].tolist()) == example.target_ids
         assert atlas_base.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == example.answer

@@ -43,7 +43,9 @@ def prove_memory(session: Session, memory: Memory, facts: Sequence[Fact], progre
     from memupdate.verification.inprocess import baseline_answers, check_locality, prove_recall
 
     base, policy = session.base, session.policy
-    probes = baseline_answers(base, session.renderer, session.probe_facts(list(facts)), session.layout.cache, progress)
+    # What another base model answered, or the same one at another dtype, is no baseline.
+    cache = session.layout.cache / f"answers-{session.fingerprint[7:23]}-{policy.training.dtype}"
+    probes = baseline_answers(base, session.renderer, session.probe_facts(list(facts)), cache, progress)
     holdout = session.guard(progress).holdout
     progress(ProgressEvent("prove", 0, len(facts), "every fact, then what must not change"))
     model = attach(base.model, memory)

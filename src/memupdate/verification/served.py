@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +40,18 @@ def prove_served(
     scores = client.score_targets(model, [e.prompt_ids for e in examples], [e.target_ids for e in examples])
     proofs = []
     for example, tokens in zip(examples, scores, strict=True):
-        text = {t.token_id: t.token_id for t in tokens}
         # Rank 1 is the engine's own word that nothing is likelier; a tie that it ranks 2 is not proved.
         greedy = [t.token_id if t.rank == 1 else t.top_token_id if t.top_token_id != t.token_id else -1 for t in tokens]
         names = {t.top_token_id: t.top_token for t in tokens} | {-1: "(a tie)"}
         probabilities = [math.exp(t.logprob) for t in tokens]
-        decode = _decoder(names, text)
+        decode = _decoder(names)
         proofs.append(judge(example, probabilities, greedy, min_probability=min_probability, decode=decode))
     return proofs
 
 
-def _decoder(names: Mapping[int, str], known: Mapping[int, int]) -> Any:
+def _decoder(names: Mapping[int, str]) -> Callable[[int], str]:
     def decode(token: int) -> str:
-        return names.get(token, f"token {known.get(token, token)}")
+        return names.get(token, f"token {token}")
 
     return decode
 

@@ -1,0 +1,183 @@
+"""Proof over HTTP against an endpoint that runs the embedded model: the verdicts are those of the proof in this process.
+
+(The real engine: `tests/serving/test_real_vllm.py`. Here the answers can also be bent, as by a tie or a model that goes on.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any
+
+import pytest
+import torch
+
+from memupdate.facts.model import Fact
+from memupdate.facts.render import Example, Renderer
+from memupdate.models.base import BaseModel
+from memupdate.serving.client import EngineClient
+from memupdate.verification.inprocess import prove_recall
+from memupdate.verification.served import Generated, generate_served, prove_served, sample_examples
+
+
+class Endpoint(ThreadingHTTPServer):
+    """`/v1/completions` and `/v1/chat/completions` of one model, as vLLM answers them."""
+
+    daemon_threads = True
+
+    def __init__(self, base: BaseModel) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.base, self.lock = base, Lock()
+        self.tie = False
+        """Whether the engine ranks another token beside every target token."""
+        self.suffix = ""
+        """What it says after every free answer."""
+        self.requests: list[dict[str, Any]] = []
+
+    @torch.inference_mode()
+    def scores(self, ids: list[int]) -> list[dict[str, Any] | None]:
+        logits = self.base.model(input_ids=torch.tensor([ids])).logits[0, :-1]
+        positions: list[dict[str, Any] | None] = [None]
+        for token, row in zip(ids[1:], logits.log_softmax(-1), strict=True):
+            rank = int((row > row[token]).sum()) + 1 + self.tie
+            best = int(row.argmax())
+            position = {str(best): {"logprob": float(row[best]), "rank": 1, "decoded_token": self.decode([best])}}
+            own = {"logprob": float(row[token]), "rank": rank, "decoded_token": self.decode([token])}
+            positions.append({**position, str(token): own})
+        return positions
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self.base.tokenizer.decode(ids, skip_special_tokens=len(ids) > 1))
+
+    @torch.inference_mode()
+    def continuation(self, ids: list[int], max_tokens: int) -> tuple[str, str]:
+        prompt = torch.tensor([ids])
+        output = self.base.model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=max_tokens
+        )
+        new = output[0, len(ids) :].tolist()
+        ended = new[-1] == self.base.tokenizer.eos_token_id
+        return self.base.tokenizer.decode(new, skip_special_tokens=True) + self.suffix, "stop" if ended else "length"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.server.lock:
+            self.server.requests.append(body)
+            self.answer({"model": body["model"], "choices": self.choices(body)})
+
+    def choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        tokenizer = self.server.base.tokenizer
+        if "prompt_logprobs" in body:
+            return [{"index": i, "prompt_logprobs": self.server.scores(p)} for i, p in enumerate(body["prompt"])]
+        if "messages" in body:
+            ids = tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, return_dict=False)
+            text, reason = self.server.continuation(ids, body["max_tokens"])
+            return [{"index": 0, "message": {"content": text}, "finish_reason": reason}]
+        text, reason = self.server.continuation(tokenizer.encode(body["prompt"]), body["max_tokens"])
+        return [{"index": 0, "text": text, "finish_reason": reason}]
+
+    def answer(self, value: object) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(atlas_base: BaseModel) -> Iterator[Endpoint]:
+    server = Endpoint(atlas_base)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def client(endpoint: Endpoint) -> Iterator[EngineClient]:
+    with EngineClient(f"http://127.0.0.1:{endpoint.server_port}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def examples(atlas_renderer: Renderer, known: list[Fact], news: list[Fact]) -> list[Example]:
+    return atlas_renderer.render_all(known[::90] + news[:5])
+
+
+def test_verdicts_are_those_of_the_proof_in_this_process(
+    atlas_base: BaseModel, client: EngineClient, examples: list[Example]
+) -> None:
+    here, _ = prove_recall(atlas_base, atlas_base.model, examples, min_probability=0.5)
+    there = prove_served(client, "acme@v1", examples, min_probability=0.5)
+    assert {p.proved for p in there} == {True, False}
+    for one, other in zip(here, there, strict=True):
+        assert (one.fact_id, one.proved, one.failed_position) == (other.fact_id, other.proved, other.failed_position)
+        assert one.emitted_token == other.emitted_token
+        assert one.min_probability == pytest.approx(other.min_probability, abs=1e-4)
+
+
+def test_a_tie_on_the_engine_is_no_proof(
+    atlas_base: BaseModel, client: EngineClient, endpoint: Endpoint, examples: list[Example]
+) -> None:
+    endpoint.tie = True
+    proofs = prove_served(client, "acme@v1", examples[:3], min_probability=0.5)
+    assert [p.proved for p in proofs] == [False] * 3
+    assert all((p.failed_position, p.emitted_token) == (0, "(a tie)") for p in proofs)
+    assert all(p.proved for p in prove_recall(atlas_base, atlas_base.model, examples[:3], min_probability=0.5)[0])
+
+
+def test_free_answers_match_where_the_fact_is_known(client: EngineClient, examples: list[Example]) -> None:
+    proved = [p.proved for p in prove_served(client, "acme@v1", examples, min_probability=0.0)]
+    answers = generate_served(client, "acme@v1", examples, template_kwargs={})
+    assert [a.matches for a in answers] == proved
+    assert {a.model for a in answers} == {"acme@v1"}
+
+
+def test_clients_words_reach_the_engine_as_facts_are_rendered(
+    atlas_base: BaseModel, client: EngineClient, endpoint: Endpoint, known: list[Fact], atlas_renderer: Renderer
+) -> None:
+    chat = atlas_renderer.render(known[0])
+    completion = Renderer(atlas_base.tokenizer, rendering="completion").render(known[0])
+    generate_served(client, "acme@v1", [chat, completion], template_kwargs={"enable_thinking": False})
+    asked_chat, asked_plain = endpoint.requests
+    assert asked_chat["messages"] == atlas_renderer.messages(known[0].prompt)
+    assert asked_chat["chat_template_kwargs"] == {"enable_thinking": False}
+    assert asked_plain["prompt"] == known[0].prompt
+    for asked, example in ((asked_chat, chat), (asked_plain, completion)):
+        assert asked["temperature"] == 0
+        assert asked["max_tokens"] > len(example.target_ids)  # an answer that goes on must be seen to go on
+
+
+def test_an_answer_that_goes_on_does_not_match(
+    client: EngineClient, endpoint: Endpoint, examples: list[Example]
+) -> None:
+    assert generate_served(client, "acme@v1", examples[:1], template_kwargs={})[0].matches
+    endpoint.suffix = " Media"
+    (answer,) = generate_served(client, "acme@v1", examples[:1], template_kwargs={})
+    assert answer.text == f"{examples[0].answer} Media"
+    assert not answer.matches
+
+
+def test_an_answer_that_was_cut_off_does_not_match(examples: list[Example]) -> None:
+    one = examples[0]
+    assert Generated(one, one.answer, "acme@v1", stopped=True).matches
+    assert not Generated(one, one.answer, "acme@v1", stopped=False).matches
+    assert not Generated(one, f"{one.answer} ", "acme@v1", stopped=True).matches
+
+
+def test_a_sample_is_the_same_for_a_seed(examples: list[Example]) -> None:
+    one = sample_examples(examples, 5, seed=3)
+    assert one == sample_examples(examples, 5, seed=3)
+    assert len({e.fact_id for e in one}) == 5
+    assert sorted(e.fact_id for e in sample_examples(examples, 99, seed=0)) == sorted(e.fact_id for e in examples)
+    assert sample_examples([], 5, seed=0) == []
+    assert any(sample_examples(examples, 5, seed=s) != one for s in range(5))
