@@ -73,6 +73,24 @@ def test_with_the_whole_vocabulary_it_is_the_full_kl(
     )
 
 
+def test_the_rest_is_one_event_beside_the_top_k(
+    atlas_base: BaseModel, loud: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KL of K+1 outcomes: the K likeliest tokens and all others together, in float64; K = 2 leaves the rest its weight."""
+    monkeypatch.setattr(anchors_module, "TOP_K", 2)
+    anchors = sample(atlas_base)
+    p = log_softmax64(atlas_base.model, anchors.ids).exp()
+    model = attach(atlas_base.model, loud)
+    try:
+        q = log_softmax64(model, anchors.ids).exp()
+    finally:
+        atlas_base.model = detach(model)
+    top = anchors.top_ids.long()
+    lumped = [torch.cat([x.gather(-1, top), 1 - x.gather(-1, top).sum(-1, keepdim=True)], -1) for x in (p, q)]
+    expected = float((lumped[0] * (lumped[0] / lumped[1]).log()).sum(-1).mean())
+    assert kl_with(atlas_base, loud, anchors) == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_larger_change_does_more_harm(atlas_base: BaseModel, anchors: Anchors, filled: Memory) -> None:
     some = anchors.select(slice(0, 16))
     harms = []
@@ -95,7 +113,8 @@ def test_sampling_repeats_for_a_seed(atlas_base: BaseModel) -> None:
     assert torch.equal(one.ids, again.ids)
     assert torch.equal(one.top_ids, again.top_ids)
     assert torch.equal(one.top_logprobs, again.top_logprobs)
-    assert not torch.equal(one.ids, other.ids)
+    texts = [{tuple(row.tolist()) for row in anchors.ids} for anchors in (one, other)]
+    assert not texts[0] & texts[1]  # other text, not the same in another order
 
 
 def test_every_prefix_has_its_share(atlas_base: BaseModel) -> None:

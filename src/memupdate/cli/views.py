@@ -5,7 +5,7 @@ Each function takes a report of `memupdate.operations.reports` and returns what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memupdate.cli.render import shorten, to_plain, views
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from memupdate.ledger.records import FactDetail, FactHistory
-    from memupdate.operations.demo import DemoReport
+    from memupdate.operations.demo import DemoBatch, DemoReport
     from memupdate.operations.reports import AddReport, CalibrationReport, CapacityReport, PlanReport
 
 SHOWN_ID = len("sha256:") + 12
@@ -104,34 +104,27 @@ def demo_views(report: DemoReport) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    batches = Table(title="Batches: planned by the law, trained, proved in process and on vLLM", title_justify="left")
-    heads = (
-        "release",
-        "facts",
-        "live tokens",
-        "rank",
-        "predicted loss (nats)",
-        "measured",
-        "bits/param",
-        "proved",
-        "on vLLM",
-    )
-    for number, head in enumerate((*heads, "probes unchanged", "took")):
-        batches.add_column(head, justify="left" if number == 0 else "right")
+    batches = Table(title="Batches: planned by the law, trained, proved here and on vLLM", title_justify="left")
+    batches.add_column("", style="bold")
     for b in report.batches:
-        batches.add_row(
-            b.release,
-            f"{b.facts}",
-            f"{b.target_tokens}",
-            f"{b.rank}",
-            f"{b.predicted_loss_nats:.3f} ({b.predicted_loss_low:.3f}–{b.predicted_loss_high:.3f})",
-            f"{b.measured_loss_nats:.3f}",
-            f"{b.bits_per_parameter:.3f}",
-            f"{b.facts_proved}/{b.facts_total}",
-            f"{b.facts_proved_served}/{b.facts_total}",
-            f"{b.probes_unchanged_share:.1%}",
-            f"{b.duration_s:.0f} s",
-        )
+        batches.add_column(b.release, justify="right")
+    rows: dict[str, Callable[[DemoBatch], str]] = {
+        "facts written": lambda b: f"{b.facts}",
+        "target tokens held": lambda b: f"{b.target_tokens}",
+        "placement, rank": lambda b: f"{b.placement}, {b.rank}",
+        "predicted loss (nats)": lambda b: (
+            f"{b.predicted_loss_nats:.3f} ({b.predicted_loss_low:.3f} to {b.predicted_loss_high:.3f})"
+        ),
+        "measured loss (nats)": lambda b: f"{b.measured_loss_nats:.3f}",
+        "bits per parameter": lambda b: f"{b.bits_per_parameter:.4f}",
+        "facts proved in process": lambda b: f"{b.facts_proved} of {b.facts_total}",
+        "facts proved on vLLM": lambda b: f"{b.facts_proved_served} of {b.facts_total}",
+        "generated word for word": lambda b: f"{b.generated_served} of {b.generated_served} asked",
+        "probes as before": lambda b: f"{b.probes_unchanged_share:.1%}",
+        "took": lambda b: f"{b.duration_s:.0f} s",
+    }
+    for name, cell in rows.items():
+        batches.add_row(name, *(cell(b) for b in report.batches))
     asked = Table(title=f"A client asks {report.alias!r} over HTTP", title_justify="left")
     for head in ("when", "question", "answer", "model in the response"):
         asked.add_column(head)
