@@ -1,0 +1,116 @@
+"""The whole chain with the real vLLM on the embedded model: publish, flip, roll back; what was proved is what is served."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from memupdate import Workspace
+from memupdate.errors import UsageError
+from memupdate.models.scoring import score_examples
+from memupdate.serving.client import EngineClient
+from memupdate.serving.engine import running_engine
+from memupdate.training.memory import attach, detach, load_adapter
+from memupdate.verification.inprocess import generate_greedy
+from support import news, write_facts_file
+
+pytestmark = pytest.mark.integration
+FEW = 6
+
+
+@dataclass
+class Served:
+    """A workspace with one release, made before the engine started, and its engine."""
+
+    workspace: Workspace
+    url: str
+    scratch: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    scratch = tmp_path_factory.mktemp("served")
+    workspace = Workspace.init(scratch / "acme", model="atlas", collection="acme")
+    first = workspace.add(write_facts_file(scratch / "first.jsonl", news(1)[:FEW]))
+    assert (first.state, first.publication) == ("released", None)
+    with workspace.engine() as url:
+        yield Served(workspace, url, scratch)
+    assert running_engine(workspace.session.layout.engine) is None
+
+
+def ask(url: str, prompt: str, model: str = "acme") -> tuple[str, str]:
+    with EngineClient(url) as client:
+        answer = client.chat(model, [{"role": "user", "content": prompt}], 24)
+    return answer.text, answer.model
+
+
+def test_what_was_released_without_an_engine_goes_live_and_flips_and_rolls_back(served: Served) -> None:
+    workspace, rows = served.workspace, news(1)[:FEW]
+    published = workspace.publish_pending()
+    assert [(p.alias, p.release, p.served, p.facts_proved_served) for p in published] == [
+        ("acme", "acme@v1", True, FEW)
+    ]
+    assert workspace.status().unfinished_batches == ()
+    assert ask(served.url, rows[0]["prompt"]) == (rows[0]["target"], "acme@v1")
+
+    changed = {**rows[0], "target": "Nowhereville"}
+    second = workspace.add(write_facts_file(served.scratch / "second.jsonl", [changed, *news(2)[:2]]))
+    assert (second.state, second.release) == ("published", "acme@v2")
+    assert second.publication is not None
+    assert second.publication.previous == "acme@v1"
+    assert (second.publication.facts_proved_served, second.publication.generated) == (FEW + 2, FEW + 2)
+    assert ask(served.url, rows[0]["prompt"]) == ("Nowhereville", "acme@v2")
+    assert ask(served.url, rows[0]["prompt"], "acme@v1") == (rows[0]["target"], "acme@v1")
+
+    back = workspace.rollback()
+    assert (back.release, back.previous) == ("acme@v1", "acme@v2")
+    assert ask(served.url, rows[0]["prompt"]) == (rows[0]["target"], "acme@v1")
+    assert workspace.verify("acme@v2", served=served.url).passed
+    workspace.publish("acme@v2")
+    assert ask(served.url, rows[0]["prompt"]) == ("Nowhereville", "acme@v2")
+
+
+def test_engine_and_process_compute_the_same_and_emit_what_was_proved(served: Served) -> None:
+    session = served.workspace.session
+    base, renderer = session.base, session.renderer
+    with served.workspace.reader() as ledger:
+        facts = ledger.live_facts("acme", as_of_version=1)
+    examples = renderer.render_all(facts)
+    model = attach(base.model, load_adapter(session.layout.registry.release("acme@v1")))
+    try:
+        here = score_examples(model, examples, base.device)
+        generated = generate_greedy(base, model, [e.prompt_ids for e in examples], 24, lambda _event: None)
+    finally:
+        base.model = detach(model)
+    with EngineClient(served.url) as client:
+        there = client.score_targets("acme@v1", [e.prompt_ids for e in examples], [e.target_ids for e in examples])
+    for example, ours, theirs, ids in zip(examples, here, there, generated, strict=True):
+        assert ours.greedy_ids == example.target_ids == tuple(ids)
+        assert all(token.rank == 1 for token in theirs)
+        torch.testing.assert_close(
+            torch.tensor(ours.logprobs), torch.tensor([token.logprob for token in theirs]), atol=1e-5, rtol=0
+        )
+        assert min(math.exp(token.logprob) for token in theirs) > 0.5
+        assert ask(served.url, example.prompt, "acme@v1") == (example.answer, "acme@v1")
+
+
+def test_a_second_engine_for_the_workspace_is_refused(served: Served) -> None:
+    with pytest.raises(UsageError, match="runs already"), served.workspace.engine():
+        pass
+
+
+def test_the_command_line_sees_the_engine(served: Served) -> None:
+    command = [sys.executable, "-m", "memupdate", "-w", str(served.workspace.root), "status", "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert json.loads(done.stdout)["engine"]["url"] == served.url
