@@ -6,6 +6,7 @@ Invariant: a path returned by a function here names complete content, also after
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -75,6 +76,8 @@ def write_text_atomic(path: Path, text: str) -> None:
 def new_dir_atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; on success it is fsynced and renamed to `path`, otherwise removed.
 
+    What a killed process left of the same folder is removed first, so callers must hold the workspace's lock.
+
     Raises:
         FileExistsError: `path` is already there (releases and slices are immutable).
         UsageError: the disk is full or the folder cannot be written to.
@@ -83,6 +86,8 @@ def new_dir_atomic(path: Path) -> Iterator[Path]:
         if path.exists():
             raise FileExistsError(errno.EEXIST, "immutable folder is already there", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            shutil.rmtree(stale)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield temporary
