@@ -163,6 +163,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         # skips a warm-up.
         command += ["--enforce-eager"]
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
+        environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # leaves the cores to training
     return [*command, *settings.extra_args], environment
 
 
