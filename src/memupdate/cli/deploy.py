@@ -63,7 +63,13 @@ def serve(
 @releases_app.command("list")
 def releases_list(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """All releases, newest first, with the alias that points at each."""
-    emit("releases list", session_of(ctx).open_workspace().releases(), as_json=as_json)
+    rows = session_of(ctx).open_workspace().releases()
+    emit(
+        "releases list",
+        rows,
+        as_json=as_json,
+        columns=("name", "rank", "placement", "facts", "created_at_utc", "aliases"),
+    )
 
 
 @releases_app.command("show")
@@ -73,4 +79,4 @@ def releases_show(
     as_json: JsonOption = False,
 ) -> None:
     """One release: its digests, plan, law, facts and proof."""
-    emit("releases show", session_of(ctx).open_workspace().release(release), as_json=as_json)
+    emit("releases show", session_of(ctx).open_workspace().release(release), as_json=as_json, hide=("facts", "policy"))

@@ -50,7 +50,7 @@ def calibrate(
 
 
 def run_cell(session: Session, rank: int, facts: list[Fact], progress: Progress) -> LawPoint:
-    """Write `facts` into an empty memory of `rank` and measure."""
+    """Write `facts` into an empty memory of `rank` and measure; losses are means over every phrasing trained on."""
     from memupdate.training.loop import write_facts
     from memupdate.training.memory import empty_memory, grow
 

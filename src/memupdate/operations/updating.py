@@ -143,11 +143,15 @@ class BatchRun:
 
     def law_point(self, facts: list[Fact], outcome: TrainingOutcome) -> LawPoint:
         """What this batch teaches the law: all live facts at the rank they are held in."""
+        from memupdate.models.scoring import mean_loss_nats, score_examples
+
         session, own = self.session, outcome.scores[: len(facts)]
+        # Against the base model, not against the memory that this batch began with.
+        base = score_examples(session.base.model, session.training_examples(facts), session.base.device)
         return LawPoint(
             base_fingerprint=session.fingerprint, placement=session.shape.name, recipe=session.recipe, rank=outcome.memory.rank,
             effective_parameters=outcome.memory.parameters, facts=len(facts), target_tokens=sum(len(s.logprobs) for s in own),
-            loss_before_nats=outcome.loss_before_nats, loss_after_nats=outcome.loss_after_nats,
+            loss_before_nats=mean_loss_nats(base), loss_after_nats=outcome.loss_after_nats,
             facts_proved=sum(s.min_probability >= session.policy.training.threshold for s in own), kl_nats=outcome.kl_nats,
             epochs=self.epochs, stopped_early=outcome.stopped_early, duration_s=outcome.duration_s, origin="batch",
         )  # fmt: skip

@@ -328,13 +328,20 @@ class Workspace:
         with self.reader() as ledger:
             latest = ledger.latest_release(self.collection)
             fit = planning.current_fit(session, ledger)
+            aliases = self._aliases()
+            behind = [
+                f"{alias} points at {target}; the latest release is {newest.name}"
+                for alias, target in aliases.items()
+                if (newest := ledger.latest_release(alias)) is not None and newest.name != target
+            ]
             return StatusReport(
                 root=str(self.root), model=session.config.model, base_fingerprint=session.fingerprint, policy=session.policy.name,
-                collection=self.collection, aliases=self._aliases(), facts_live=len(ledger.live_facts(self.collection)),
+                collection=self.collection, aliases=aliases, facts_live=len(ledger.live_facts(self.collection)),
                 rank=latest.rank if latest else 0, releases=len(ledger.releases()),
                 unfinished_batches=tuple((b.id, b.state) for b in ledger.batches(unfinished=True)),
                 law_points=len(calibrating.points_of(session, ledger)), fit_id=fit.fit_id if fit else None,
                 engine=None if engine is None else {"url": engine.url, "pid": engine.pid, "max_lora_rank": engine.max_lora_rank},
+                messages=tuple(behind),
             )  # fmt: skip
 
     def report(self) -> CapacityReport:
