@@ -78,5 +78,5 @@ class PlainLines:
 
 def _count(event: ProgressEvent) -> str:
     if event.total is None:
-        return f"{event.done:g}" if event.done else ""
-    return f"{event.done:g}/{event.total:g}"
+        return f"{event.done:.0f}" if event.done else ""
+    return f"{event.done:.0f}/{event.total:.0f}"

@@ -299,7 +299,7 @@ class Engine:
                     )
                 if _answers(client):
                     break
-                progress(ProgressEvent("engine", waited, None, "waiting for vLLM"))
+                progress(ProgressEvent("engine", waited, None, "seconds, waiting for vLLM"))
                 time.sleep(_POLL_S)
             self._check_ours(client)
         progress(ProgressEvent("engine", waited, waited, "vLLM answers"))
