@@ -103,7 +103,7 @@ def test_facts_are_listed_and_shown_with_their_ids(workspace: Path, tmp_path: Pa
     assert run(workspace, "facts", "show", "nonsense").exit_code == 2
 
 
-@pytest.mark.parametrize("arguments", [["publish", "news@v1"], ["verify"], ["verify", "../../etc"], ["report"]])
+@pytest.mark.parametrize("arguments", [["publish", "news@v1"], ["verify"], ["verify", "../../etc"]])
 def test_what_is_not_there_is_bad_input(workspace: Path, arguments: list[str]) -> None:
     result = run(workspace, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -115,3 +115,15 @@ def test_serve_can_print_its_command(workspace: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "vllm.entrypoints.openai.api_server" in result.stdout
     assert "--port 8123" in result.stdout
+
+
+def test_the_law_is_reported_where_one_is_fitted(workspace: Path, tmp_path: Path) -> None:
+    shipped = data_of(run(workspace, "report", "--json"))
+    assert len(shipped["points"]) >= 20
+    assert shipped["target_tokens_free"] > 0
+    assert "ΔL" in run(workspace, "report").stdout
+    other = tmp_path / "other"
+    assert runner.invoke(app, ["init", str(other), "--model", "atlas", "-p", "standard"]).exit_code == 0
+    missing = run(other, "report")
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "memupdate calibrate" in missing.stderr
