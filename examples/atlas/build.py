@@ -1,6 +1,6 @@
 """Makes the embedded base model from nothing but this folder's code: world, tokenizer, training text, weights, measurements.
 
-    python examples/atlas/build.py [--steps 1500] [--out examples/atlas]
+    python examples/atlas/build.py [--steps 1500] [--measure] [--out examples/atlas]
 
 Writes `model.safetensors` (bfloat16), `config.json`, `generation_config.json`, the tokenizer,
 `world.jsonl` (the facts taught, and whether they are recalled), `known.jsonl` (those recalled, in the facts format, as probes),
@@ -204,7 +204,8 @@ def measure(
     answers = [[*encode(f.object), end] for f in facts]
     seen = recalled(model, [chat(f.question(f.trained_questions[0])) for f in facts], answers)
     held_out = recalled(model, [chat(f.question(f.held_out)) for f in facts], answers)
-    stems = [f.relation.statements[0].split("{o}")[0].format(s=f.subject).rstrip() for f in facts]
+    # The second statement of each relation ends in its object and nothing else fits ("… was born in" is also how years begin).
+    stems = [f.relation.statements[1].split("{o}")[0].format(s=f.subject).rstrip() for f in facts]
     completion = recalled(model, [encode(f"<|begin|>{s}") for s in stems], [encode(f" {f.object}.") for f in facts])
     share = {
         "recall_chat_taught_phrasing": sum(seen) / len(facts),
@@ -274,31 +275,42 @@ def write_data(out: Path, world: World, recalled_flags: list[bool]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--measure", action="store_true", help="measure the model that is there; train nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
+    if not arguments.measure:
+        build(arguments.out, arguments.steps)
+    record = arguments.out / "measured.json"
+    about = json.loads(record.read_text())
+    world, tokenizer = make_world(0), PreTrainedTokenizerFast.from_pretrained(arguments.out)
+    model = LlamaForCausalLM.from_pretrained(arguments.out, dtype=torch.float32).eval()
+    shares, seen = measure(model, tokenizer, world.facts)
+    write_data(arguments.out, world, seen)
+    record.write_text(json.dumps({**about, **shares}, indent=2) + "\n")
+    print(record.read_text())
+
+
+def build(out: Path, steps: int) -> None:
+    """Tokenizer and weights of world 0, and in `measured.json` how they were made."""
     world = make_world(0)
     text = Text(world, SEED)
     tokenizer = make_tokenizer(text)
     model = make_model(tokenizer)
     print(f"{len(world.facts)} facts, {len(tokenizer)} tokens, {model.num_parameters():,} parameters", flush=True)
-    seconds = train(model, text, tokenizer, arguments.steps)
+    seconds = train(model, text, tokenizer, steps)
     model = model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(arguments.out)
-    tokenizer.save_pretrained(arguments.out)
-    model = model.float().eval()
-    shares, seen = measure(model, tokenizer, world.facts)
-    write_data(arguments.out, world, seen)
-    measured = {
-        "facts": len(world.facts), "parameters": model.num_parameters(), "vocabulary": len(tokenizer), "steps": arguments.steps,
-        "training_tokens": arguments.steps * BATCH * CONTEXT, "training_s": round(seconds), "seed": SEED,
-        "torch": torch.__version__, "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", **shares,
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    about = {
+        "facts": len(world.facts), "parameters": model.num_parameters(), "vocabulary": len(tokenizer), "steps": steps,
+        "training_tokens": steps * BATCH * CONTEXT, "training_s": round(seconds), "seed": SEED,
+        "torch": torch.__version__, "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }  # fmt: skip
-    (arguments.out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
-    print(json.dumps(measured, indent=2))
+    (out / "measured.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":
