@@ -158,3 +158,17 @@ def add_points_of_the_shipped_law(workspace: Workspace) -> None:
     with workspace.writer("test") as ledger:
         ledger.add_law_points([replace(point, recipe=session.recipe) for point in points])
         calibrating.refit(session, ledger)
+
+
+def test_the_policy_may_release_what_is_proved_and_report_the_rest(make_workspace: Make, few: Path) -> None:
+    """Trained to 0.7 and asked for 0.85: some facts pass, and only those are live."""
+    workspace = make_workspace(proof__publish='"proved"', proof__min_probability="0.85")
+    report = workspace.add(few)
+    assert report.state == "released"
+    assert 0 < report.facts_proved < FEW
+    assert len(report.failures) == FEW - report.facts_proved
+    assert "probability" in report.failures[0].explanation
+    assert workspace.status().facts_live == report.facts_proved
+    assert workspace.verify().passed
+    with workspace.reader() as ledger:
+        assert {row.status for row in ledger.facts_list("acme", status="unproved")} == {"unproved"}
