@@ -64,11 +64,9 @@ def capacity_views(report: CapacityReport) -> list[RenderableType]:
     from memupdate.reports.tables import law_table, points_table
 
     used = f"{report.collection}: rank {report.rank}, {report.target_tokens_live:,} target tokens written"
-    return [
-        points_table(report.points),
-        law_table(report.fit),
-        Text(f"{used}; room for about {report.target_tokens_free:,} more at the policy's loss and harm"),
-    ]
+    room = f"room for about {report.target_tokens_free:,} more as it is (or at the policy's smallest rank)"
+    limit = f"{report.target_tokens_free_at_limit:,} grown to rank {report.rank_limit}, the policy's limit"
+    return [points_table(report.points), law_table(report.fit), Text(f"{used}; {room}, {limit}")]
 
 
 def add_views(report: AddReport) -> list[RenderableType]:

@@ -198,6 +198,9 @@ class CapacityReport(Report):
     target_tokens_live: int
     target_tokens_free: int
     """Target tokens that the present rank (or the policy's smallest) can still take."""
+    rank_limit: int
+    target_tokens_free_at_limit: int
+    """The same if the memory grows to the policy's largest rank."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fit in its own JSON form."""
@@ -208,4 +211,6 @@ class CapacityReport(Report):
             "rank": self.rank,
             "target_tokens_live": self.target_tokens_live,
             "target_tokens_free": self.target_tokens_free,
+            "rank_limit": self.rank_limit,
+            "target_tokens_free_at_limit": self.target_tokens_free_at_limit,
         }

@@ -355,8 +355,11 @@ class Workspace:
             tokens = session.count_target_tokens(ledger.live_facts(self.collection))
             points = calibrating.points_of(session, ledger)
         bounds = planning.limits(session)
-        free = free_capacity(fit, session.shape, max(rank, bounds.min_rank), bounds, target_tokens_live=tokens)
-        return CapacityReport(fit, tuple(points), self.collection, rank, tokens, free)
+        now, limit = (
+            free_capacity(fit, session.shape, r, bounds, target_tokens_live=tokens)
+            for r in (max(rank, bounds.min_rank), bounds.max_rank)
+        )
+        return CapacityReport(fit, tuple(points), self.collection, rank, tokens, now, bounds.max_rank, limit)
 
     def serve(
         self,
