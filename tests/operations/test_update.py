@@ -172,3 +172,27 @@ def test_the_policy_may_release_what_is_proved_and_report_the_rest(make_workspac
     assert workspace.verify().passed
     with workspace.reader() as ledger:
         assert {row.status for row in ledger.facts_list("acme", status="unproved")} == {"unproved"}
+
+
+def test_training_escalates_to_the_next_rank_and_says_so(make_workspace: Make, few: Path) -> None:
+    """A policy that is content with any plan begins at rank 1, where a low rate stores nothing in the steps allowed."""
+    workspace = make_workspace(
+        memory__min_rank="1",
+        budget__proved_share="0.01",
+        training__learning_rate="6e-4",
+        escalation__attempts="5",
+        escalation__epochs_factor="1.0",
+        escalation__rank_factor="16.0",
+    )
+    add_points_of_the_shipped_law(workspace)
+    report = workspace.add(few)
+    assert report.plan is not None
+    assert report.plan.rank == 1
+    assert (report.state, report.facts_proved) == ("released", FEW)
+    assert report.rank in (16, 64)
+    assert report.attempts == {16: 3, 64: 4}[report.rank]
+    assert any("training on" in message for message in report.messages)
+    assert any("grown to rank 16" in message for message in report.messages)
+    with workspace.reader() as ledger:
+        states = [event.detail for event in ledger.events() if event.batch == report.batch_id]
+    assert any(detail.get("state") == "trained" and detail["rank"] == report.rank for detail in states)

@@ -153,7 +153,8 @@ class _Run:
             )
         scores = self.check()
         stored = stored or (not self.under_goal(scores) and self.harm_is_within_budget())
-        self.progress(ProgressEvent("train", len(self.examples), len(self.examples), f"{epoch} epochs"))
+        total, under = len(self.examples), len(self.under_goal(scores))
+        self.progress(ProgressEvent("train", total, total, f"{total - under} of {total} stored after {epoch} epochs"))
         kl = measure_kl(self.model, self.holdout, self.device) if self.holdout is not None else None
         return TrainingOutcome(
             read_memory(self.model), epoch, self.steps, self.backward_examples, time.monotonic() - started, before,
