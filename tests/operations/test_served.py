@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from memupdate import Workspace
-from memupdate.errors import UsageError
+from memupdate.errors import EngineError, UsageError
 from memupdate.models.scoring import score_examples
 from memupdate.serving.client import EngineClient
 from memupdate.serving.engine import running_engine
@@ -106,6 +106,19 @@ def test_engine_and_process_compute_the_same_and_emit_what_was_proved(served: Se
 def test_a_second_engine_for_the_workspace_is_refused(served: Served) -> None:
     with pytest.raises(UsageError, match="runs already"), served.workspace.engine():
         pass
+
+
+def test_an_engine_with_too_small_slots_is_told_before_anything_moves(served: Served) -> None:
+    record = served.workspace.session.layout.engine
+    text = record.read_text(encoding="utf-8")
+    before = served.workspace.status().aliases
+    record.write_text(json.dumps({**json.loads(text), "max_lora_rank": 1}), encoding="utf-8")
+    try:
+        with pytest.raises(EngineError, match="takes up to 1"):
+            served.workspace.publish("acme@v2")
+    finally:
+        record.write_text(text, encoding="utf-8")
+    assert served.workspace.status().aliases == before
 
 
 def test_the_command_line_sees_the_engine(served: Served) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memupdate.errors import EngineError, ProofFailed, UsageError
 from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -69,7 +69,7 @@ def publish(session: Session, ledger: Ledger, name: str, *, url: str | None, pro
     Raises:
         LedgerError: no such release.
         ProofFailed: the engine does not recall every fact; the alias has not moved.
-        EngineError: the engine went away, or goes on answering with another release.
+        EngineError: the engine went away, or goes on answering with another release; the alias is where it was.
         UsageError: the release's files are not what the ledger says.
     """
     started = time.monotonic()
@@ -80,6 +80,7 @@ def publish(session: Session, ledger: Ledger, name: str, *, url: str | None, pro
     previous = manifest.aliases[alias].release if alias in manifest.aliases else None
     if session.policy.proof.served and url is None:
         raise EngineError(f"{name} cannot be proved on the engine: none is running for this workspace", NO_ENGINE_HINT)
+    refuse_small_engine(session, release, url)
     proof = prove_on_engine(session, ledger, release, url, progress) if url and session.policy.proof.served else None
     if proof is not None and proof.failures:
         raise ProofFailed(
@@ -87,9 +88,7 @@ def publish(session: Session, ledger: Ledger, name: str, *, url: str | None, pro
             "serve at the dtype that was trained, or raise training.margin in the policy",
             [failure.explanation for failure in proof.failures],
         )
-    write_manifest(session.layout.registry.manifest, with_alias(manifest, alias, name))
-    if url is not None:
-        confirm(session, ledger, release, url)
+    move_alias(session, ledger, manifest, release, url)
     mark_published(ledger, release)
     ledger.add_event(
         "published",
@@ -142,6 +141,29 @@ def prove_on_engine(
     return ServedProof(tuple(proofs), len(answers), failures_of(proofs) + wrong)
 
 
+def refuse_small_engine(session: Session, release: ReleaseRecord, url: str | None) -> None:
+    """The engine's LoRA slots were sized when it started. Raises EngineError for a release that has outgrown them."""
+    engine = running_engine(session.layout.engine)
+    if engine is not None and engine.url == url and release.rank > engine.max_lora_rank:
+        raise EngineError(
+            f"{release.name} has rank {release.rank}, but the engine at {url} takes up to {engine.max_lora_rank}",
+            "restart `memupdate serve`: it makes room for the release and publishes it",
+        )
+
+
+def move_alias(session: Session, ledger: Ledger, manifest: Manifest, release: ReleaseRecord, url: str | None) -> None:
+    """Point the alias at `release`; where the engine then does not answer with it, put the alias back. Raises EngineError."""
+    path, moved = session.layout.registry.manifest, with_alias(manifest, release.collection, release.name)
+    write_manifest(path, moved)
+    if url is None:
+        return
+    try:
+        confirm(session, ledger, release, url)
+    except EngineError:
+        write_manifest(path, replace(moved, generation=moved.generation + 1, aliases=manifest.aliases))
+        raise
+
+
 def confirm(session: Session, ledger: Ledger, release: ReleaseRecord, url: str) -> None:
     """One request to the alias must be answered by the release. Raises EngineError."""
     facts = ledger.live_facts(release.collection, as_of_version=release.version)
@@ -170,9 +192,9 @@ def rollback(session: Session, ledger: Ledger, alias: str, *, url: str | None) -
 
     Raises:
         UsageError: there is nothing to go back to.
+        EngineError: the alias has moved, but the running engine does not answer with it.
     """
     started = time.monotonic()
-    path = session.layout.registry.manifest
     manifest = sync_manifest(session, ledger)
     entry = manifest.aliases.get(alias)
     if entry is None:
@@ -182,7 +204,8 @@ def rollback(session: Session, ledger: Ledger, alias: str, *, url: str | None) -
         raise UsageError(f"{alias}: {entry.release} is the first release published; nothing to go back to")
     target = ledger.release(entry.previous)
     check_files(session, target)
-    write_manifest(path, with_alias(manifest, alias, target.name))
+    # Not `move_alias`: a rollback stands even where the engine is too ill to confirm it.
+    write_manifest(session.layout.registry.manifest, with_alias(manifest, alias, target.name))
     ledger.add_event(
         "rolled back", collection=alias, release=target.name, detail={"alias": alias, "from": entry.release}
     )
