@@ -69,6 +69,8 @@ def test_two_batches_are_proved_released_and_answered_by_plain_peft(
     papers = json.loads((folder / "memupdate.json").read_text())
     assert papers["files"]["adapter_model.safetensors"] == entry.digest
     assert len(papers["facts"]) == FEW
+    assert papers["law"]["fit_id"] == first.plan.fit_id
+    assert papers["law"]["loss"]["gamma"]["low"] <= papers["law"]["loss"]["gamma"]["high"]
     for row in rows[:2]:
         assert greedy_answer(folder, row["prompt"]) == row["target"]
         assert greedy_answer(None, row["prompt"]) != row["target"]

@@ -60,8 +60,8 @@ class LawFit:
 
     @cached_property
     def fit_id(self) -> str:
-        """`sha256:…` of the content."""
-        return text_sha256(canonical_json(self._content()))
+        """`sha256:…` of `to_json()`: the id under which the ledger keeps it."""
+        return text_sha256(self.to_json())
 
     def predict_loss(self, effective_parameters: float, target_tokens: float) -> Interval:
         """Mean loss after training over the target tokens, nats per token; never above the loss before."""

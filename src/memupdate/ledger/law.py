@@ -36,8 +36,8 @@ class Law(LedgerDatabase):
         return [_point(row) for row in rows]
 
     def add_fit(self, base_fingerprint: str, placement: str, recipe: str, fit_json: str) -> str:
-        """Store a fit, which becomes the one in use; returns its id (that of an equal fit where there is one)."""
-        fit_id = text_sha256(canonical_json([base_fingerprint, placement, recipe, fit_json]))
+        """Store a fit, which becomes the one in use; returns its id, the digest of its text, by which plans name it."""
+        fit_id = text_sha256(fit_json)
         with self.transaction():
             latest = self.latest_fit(base_fingerprint, placement, recipe)
             if latest is None or latest.id != fit_id:

@@ -17,6 +17,7 @@ from memupdate.budget.plan import Plan, plan_from_json
 from memupdate.budget.ranks import next_rank
 from memupdate.errors import ProofFailed
 from memupdate.facts.model import Fact
+from memupdate.law.fit import LawFit
 from memupdate.law.points import LawPoint
 from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, RELEASE_FILE, SLICE_WEIGHTS_FILE, release_name
 from memupdate.ledger.ledger import Ledger
@@ -248,6 +249,7 @@ class BatchRun:
             "base_fingerprint": self.session.fingerprint,
             "files": digests,
             "plan": json.loads(self.batch.plan_json or "null"),
+            "law": self.law(),
             "policy": json.loads(self.batch.policy_json),
             "facts": [
                 {"id": p.fact_id, "proved": p.proved, "min_probability": p.min_probability} for p in self.proof.facts
@@ -257,6 +259,19 @@ class BatchRun:
             "loss_nats": self.proof.loss_nats,
         }
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+    def law(self) -> dict[str, object]:
+        """The law that the plan used, in figures; the ledger has it whole under this id."""
+        record = self.ledger.fit(self.plan.fit_id)
+        if record is None:
+            return {"fit_id": self.plan.fit_id}
+        fit = LawFit.from_json(record.fit_json)
+        laws = {"memory": fit.memory, "loss": fit.loss, "harm": fit.harm}
+        names = ("c", "alpha", "beta", "b", "k", "gamma", "delta", "floor", "r2")
+        figures = {
+            name: {k: v for k, v in asdict(law).items() if k in names} for name, law in laws.items() if law is not None
+        }
+        return {"fit_id": fit.fit_id, "points": fit.points, "confidence": fit.confidence, **figures}
 
     def facts(self) -> list[Fact]:
         """The live facts as they will be with this batch."""
