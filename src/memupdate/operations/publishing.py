@@ -64,7 +64,7 @@ def engine_url(session: Session) -> str | None:
 def publish(session: Session, ledger: Ledger, name: str, *, url: str | None, progress: Progress) -> PublishReport:
     """Prove release `name` on the engine at `url`, move the alias, confirm that the alias answers with it.
 
-    Without an engine, or where the policy asks for no served proof, see `policy.proof.served`: then only the manifest moves.
+    Where the policy asks for no served proof (`proof.served = false`), the alias moves without one, also without an engine.
 
     Raises:
         LedgerError: no such release.

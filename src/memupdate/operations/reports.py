@@ -20,20 +20,6 @@ class Report:
 
 
 @dataclass(frozen=True)
-class InitReport(Report):
-    """A new workspace."""
-
-    root: str
-    model: str
-    policy: str
-    collection: str
-    probes: int
-    """Locality probes that came with it."""
-    shipped_points: int
-    """Law points that came with the model; 0 means that the first plan calibrates."""
-
-
-@dataclass(frozen=True)
 class CalibrationReport(Report):
     """A calibration and the law fitted to it."""
 
