@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 _TRAINER_VERSION = 1
 """Raised when the trainer changes so that points measured before no longer predict."""
 
+_RECIPE_PARTS = {
+    "facts": ("rendering", "chat_template_kwargs", "train_paraphrases"),
+    "memory": ("train_basis", "scale"),
+}
+"""Of these sections only some values change what is measured."""
+
 
 @dataclass(frozen=True)
 class Guard:
@@ -87,8 +93,8 @@ class Session:
     def recipe(self) -> str:
         """Identity of all that measured points depend on besides model, placement, rank and facts."""
         values = self.policy.values()
-        parts: dict[str, Any] = {name: values[name] for name in ("facts", "training", "guard")}
-        parts["memory"] = {name: values["memory"][name] for name in ("train_basis", "scale")}
+        parts: dict[str, Any] = {name: values[name] for name in ("training", "guard")}
+        parts |= {section: {name: values[section][name] for name in names} for section, names in _RECIPE_PARTS.items()}
         parts["trainer"] = _TRAINER_VERSION
         return text_sha256(canonical_json(parts))
 
