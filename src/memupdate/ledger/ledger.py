@@ -10,11 +10,12 @@ from __future__ import annotations
 from memupdate.ledger.batches import Batches
 from memupdate.ledger.events import Events
 from memupdate.ledger.facts import Facts
+from memupdate.ledger.figures import Figures
 from memupdate.ledger.law import Law
 from memupdate.ledger.releases import Releases
 
 
-class Ledger(Batches, Facts, Releases, Law, Events):
+class Ledger(Batches, Facts, Releases, Law, Events, Figures):
     """Open with `Ledger.open(path)` or `Ledger.create(path)`; close it, or use it as a context manager.
 
     Each method that changes something is one transaction; `with ledger.transaction():` makes several into one. One

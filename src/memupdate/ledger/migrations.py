@@ -265,3 +265,17 @@ def m005_views(db: Database) -> None:
             LEFT JOIN fact_sources fs ON fs.fact = f.id AND fs.source = b.source
             LEFT JOIN sources s ON s.id = fs.source""",
     )
+
+
+@_step
+def m006_proof_figures(db: Database) -> None:
+    """Counts and smallest probabilities of proofs from the index alone, without reading the rows."""
+    _run(
+        db,
+        "DROP INDEX proofs_by_release",
+        "CREATE INDEX proofs_by_release ON proofs (release, engine, fact, proved, min_probability)",
+        # A fact that was proved again counts by its newest proof; SQLite takes the other columns from MAX's row.
+        """CREATE VIEW latest_proofs AS
+            SELECT release, engine, fact, MAX(id) AS id, proved, min_probability
+            FROM proofs GROUP BY release, engine, fact""",
+    )
