@@ -46,11 +46,12 @@ SELECT p.release, p.engine, COUNT(*) AS facts FROM proofs p WHERE p.proved = 0 A
 _REGRESSIONS = f"""
 SELECT p.release, COUNT(DISTINCT p.fact) AS facts FROM proofs p CROSS JOIN releases r ON r.name = p.release
 WHERE p.proved = 0 AND EXISTS (
-    SELECT 1 FROM proofs e JOIN releases er ON er.name = e.release
+    SELECT 1 FROM proofs e CROSS JOIN releases er ON er.name = e.release
     WHERE e.fact = p.fact AND e.proved = 1 AND er.collection = r.collection AND er.version < r.version
 ) AND {_IS_NEWEST} GROUP BY p.release
 """
-"""Facts that an earlier release had proved and this one did not. CROSS JOIN keeps SQLite to the failures, which are few."""
+"""Facts that an earlier release had proved and this one did not. CROSS JOIN keeps SQLite to the order
+written, from the failures, which are few."""
 
 _WEAKEST = """
 SELECT fact FROM latest_proofs WHERE release = :release AND engine = :engine
@@ -58,8 +59,8 @@ ORDER BY COALESCE(min_probability, 0), fact LIMIT :limit
 """
 
 _FAILED = """
-SELECT p.fact FROM proofs p CROSS JOIN releases r ON r.name = p.release
-WHERE p.proved = 0 AND r.collection = :collection GROUP BY p.fact ORDER BY COUNT(*) DESC, p.fact LIMIT :limit
+SELECT fact FROM proofs WHERE proved = 0 AND release IN (SELECT name FROM releases WHERE collection = :collection)
+GROUP BY +fact ORDER BY COUNT(*) DESC, fact LIMIT :limit
 """
 
 _FACT_PROOFS = f"""
