@@ -36,7 +36,7 @@ FROM proofs p JOIN facts f ON f.id = p.fact WHERE NOT p.proved;
 VIEWS = {
     "good_releases": "Releases whose batch did not fail afterwards: those that later batches build on.",
     "fact_history": "Each fact in each batch, with its release and what became of it: `failed`, `pending`, `unproved`, "
-    "`superseded` or `live`.",
+    "`superseded`, `retracted`, `dropped` (by a compaction, of what stood in for a retracted fact) or `live`.",
     "live_facts": "What the newest release of each collection holds.",
     "batch_summary": "A batch with its release and the counts of its facts.",
     "fact_provenance": "From a fact to its release, file, line and policy.",

@@ -235,6 +235,10 @@ def _batch(row: sqlite3.Row) -> Batch:
         facts_proved=row["facts_proved"],
         facts_unproved=row["facts_unproved"],
         release=row["release"],
+        kind=row["kind"],
+        reason=row["reason"],
+        facts_retracting=row["facts_retracting"],
+        facts_dropped=row["facts_dropped"],
     )
 
 

@@ -34,7 +34,7 @@ WITH line AS (
     WHERE id = :with_batch AND collection = :collection
         AND id NOT IN (SELECT batch FROM releases WHERE batch IS NOT NULL)
 )
-SELECT bf.fact, bf.supersedes, bf.outcome, line.version, f.content_json
+SELECT bf.fact, bf.change, bf.supersedes, bf.outcome, line.version, f.content_json
 FROM line JOIN batch_facts bf ON bf.batch = line.batch JOIN facts f ON f.id = bf.fact
 ORDER BY line.version, bf.position
 """
@@ -52,7 +52,8 @@ class Facts(LedgerDatabase):
         """Facts that a release holds, in the order in which they were written.
 
         A fact is live at version N when its batch was released at or before N, it was not left unproved, and no later
-        batch up to N superseded it (proved or not: an old value that its operator has replaced never comes back).
+        batch up to N superseded it (proved or not: an old value that its operator has replaced never comes back). What
+        stands in for a retracted fact is live too, until a compaction drops it.
 
         Args:
             as_of_version: N; None for the newest release that did not fail.
@@ -78,7 +79,7 @@ class Facts(LedgerDatabase):
         }
         members = self._rows(_MEMBERS, parameters)
         died = {row["supersedes"]: row["version"] for row in members if row["supersedes"] is not None}
-        stored = [row for row in members if row["outcome"] != "unproved"]
+        stored = [row for row in members if row["outcome"] != "unproved" and row["change"] != "dropped"]
         live = [row for row in stored if died.get(row["fact"], 0) <= row["version"]]
         alive = {row["fact"] for row in live}
         superseded: dict[str, sqlite3.Row] = {}
@@ -198,7 +199,7 @@ class Facts(LedgerDatabase):
     def _releases_with(self, fact_id: str, history: Sequence[FactHistory]) -> list[str]:
         names: list[str] = []
         for entry in history:
-            if entry.status not in ("live", "superseded"):
+            if entry.status not in ("live", "superseded", "retracted", "dropped") or entry.change == "dropped":
                 continue
             rows = self._rows(
                 """SELECT name FROM good_releases WHERE collection = :collection AND version >= :version AND version <

@@ -279,3 +279,77 @@ def m006_proof_figures(db: Database) -> None:
             SELECT release, engine, fact, MAX(id) AS id, proved, min_probability
             FROM proofs GROUP BY release, engine, fact""",
     )
+
+
+@_step
+def m007_compaction_and_retraction(db: Database) -> None:
+    """Batches that compact or retract: their kind and reason, and two more changes that they make to facts."""
+    views = ("fact_provenance", "batch_summary", "live_facts", "fact_history")
+    _run(
+        db,
+        *(f"DROP VIEW {view}" for view in views),
+        "ALTER TABLE batches ADD COLUMN kind TEXT NOT NULL DEFAULT 'add' CHECK (kind IN ('add', 'compact', 'retract'))",
+        "ALTER TABLE batches ADD COLUMN reason TEXT",
+        """CREATE TRIGGER batches_kind_fixed BEFORE UPDATE OF kind, reason ON batches
+            BEGIN SELECT RAISE(ABORT, 'only a batch''s state and plan change'); END""",
+        # SQLite cannot change a CHECK: the rows move to a new table, which takes the old one's name.
+        """CREATE TABLE batch_facts_with_retractions (
+            batch INTEGER NOT NULL REFERENCES batches (id),
+            fact TEXT NOT NULL REFERENCES facts (id),
+            position INTEGER NOT NULL,       -- order inside the batch, from 0
+            change TEXT NOT NULL CHECK (change IN ('new', 'superseding', 'retracting', 'dropped')),
+            supersedes TEXT REFERENCES facts (id),               -- the fact that is live no longer: of the same key; of
+                                             -- 'retracting' the one taken back, of 'dropped' its stand-in
+            outcome TEXT CHECK (outcome IN ('proved', 'unproved')),  -- NULL until proved or not
+            PRIMARY KEY (batch, fact),
+            CHECK ((change = 'new') = (supersedes IS NULL))
+        )""",
+        "INSERT INTO batch_facts_with_retractions SELECT batch, fact, position, change, supersedes, outcome FROM batch_facts",
+        "DROP TABLE batch_facts",
+        "ALTER TABLE batch_facts_with_retractions RENAME TO batch_facts",
+        "CREATE INDEX batch_facts_by_fact ON batch_facts (fact)",
+        "CREATE INDEX batch_facts_by_supersedes ON batch_facts (supersedes) WHERE supersedes IS NOT NULL",
+        """CREATE TRIGGER batch_facts_fixed BEFORE UPDATE OF batch, fact, position, change, supersedes ON batch_facts
+            BEGIN SELECT RAISE(ABORT, 'only the outcome of a batch''s fact changes'); END""",
+        """CREATE TRIGGER batch_facts_no_delete BEFORE DELETE ON batch_facts
+            BEGIN SELECT RAISE(ABORT, 'batch_facts is append-only'); END""",
+        """CREATE VIEW fact_history AS
+            SELECT bf.fact, b.collection, bf.batch, b.state AS batch_state, bf.position, bf.change, bf.supersedes,
+                bf.outcome, r.name AS release, r.version, b.created_at_utc AS at_utc,
+                CASE
+                    WHEN b.state = 'failed' THEN 'failed'
+                    WHEN r.name IS NULL THEN 'pending'
+                    WHEN bf.outcome = 'unproved' THEN 'unproved'
+                    WHEN bf.change = 'dropped' THEN 'retracted'
+                    ELSE COALESCE((
+                        SELECT CASE s.change WHEN 'retracting' THEN 'retracted' WHEN 'dropped' THEN 'dropped'
+                            ELSE 'superseded' END
+                        FROM batch_facts s JOIN good_releases later ON later.batch = s.batch
+                        WHERE s.supersedes = bf.fact AND later.collection = b.collection AND later.version > r.version
+                        ORDER BY later.version LIMIT 1
+                    ), 'live')
+                END AS status
+            FROM batch_facts bf JOIN batches b ON b.id = bf.batch LEFT JOIN releases r ON r.batch = b.id""",
+        """CREATE VIEW live_facts AS
+            SELECT h.collection, f.id, f.key, f.prompt, f.target, h.release AS since_release, h.batch, h.position
+            FROM fact_history h JOIN facts f ON f.id = h.fact WHERE h.status = 'live'""",
+        """CREATE VIEW batch_summary AS
+            SELECT b.*, r.name AS release,
+                COUNT(bf.fact) AS facts_changed,
+                COALESCE(SUM(bf.change = 'new'), 0) AS facts_new,
+                COALESCE(SUM(bf.change = 'superseding'), 0) AS facts_superseding,
+                COALESCE(SUM(bf.change = 'retracting'), 0) AS facts_retracting,
+                COALESCE(SUM(bf.change = 'dropped'), 0) AS facts_dropped,
+                COALESCE(SUM(bf.outcome = 'proved'), 0) AS facts_proved,
+                COALESCE(SUM(bf.outcome = 'unproved'), 0) AS facts_unproved
+            FROM batches b LEFT JOIN batch_facts bf ON bf.batch = b.id LEFT JOIN releases r ON r.batch = b.id
+            GROUP BY b.id""",
+        """CREATE VIEW fact_provenance AS
+            SELECT h.release, h.collection, f.id AS fact, f.prompt, f.target, h.status, s.path, fs.line,
+                s.sha256 AS file_sha256, fs.stated_source, h.batch, b.policy_json
+            FROM fact_history h
+            JOIN facts f ON f.id = h.fact
+            JOIN batches b ON b.id = h.batch
+            LEFT JOIN fact_sources fs ON fs.fact = f.id AND fs.source = b.source
+            LEFT JOIN sources s ON s.id = fs.source""",
+    )

@@ -8,10 +8,15 @@ from typing import Any, Literal
 from memupdate.facts.model import Fact
 
 BatchState = Literal["received", "planned", "trained", "verified", "released", "published", "failed"]
-Change = Literal["new", "superseding"]
+BatchKind = Literal["add", "compact", "retract"]
+"""What a batch is for: facts of a file, all live facts written afresh, answers taken back."""
+Change = Literal["new", "superseding", "retracting", "dropped"]
+"""`retracting`: stands in the place of a fact that was taken back; `dropped`: a compaction left its stand-in out, so that the
+model answers as its base does."""
 Outcome = Literal["proved", "unproved"]
-FactStatus = Literal["live", "superseded", "unproved", "pending", "failed"]
-"""Of a fact in a batch: `pending` until the batch is released, `failed` with its batch, then one of the first three."""
+FactStatus = Literal["live", "superseded", "retracted", "dropped", "unproved", "pending", "failed"]
+"""Of a fact in a batch: `pending` until the batch is released, `failed` with its batch, then one of the others. `dropped` is
+said of a retraction's stand-in that a compaction left out, `retracted` of the fact itself."""
 Engine = Literal["in-process", "served"]
 
 
@@ -52,6 +57,11 @@ class Batch:
     facts_proved: int
     facts_unproved: int
     release: str | None
+    kind: BatchKind = "add"
+    reason: str | None = None
+    """The operator's, for a retraction or a compaction."""
+    facts_retracting: int = 0
+    facts_dropped: int = 0
 
     @property
     def is_unfinished(self) -> bool:
