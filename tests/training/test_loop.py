@@ -18,6 +18,7 @@ from memupdate.training import loop
 from memupdate.training.anchors import Anchors, sample_anchors
 from memupdate.training.loop import TrainingOutcome, TrainingSettings, write_facts
 from memupdate.training.memory import Memory, attach, detach, grow
+from memupdate.training.safety import SafetyNet
 
 Batches = tuple[list[Example], list[Example]]
 Write = Callable[..., TrainingOutcome]
@@ -165,6 +166,57 @@ def test_divergence_is_an_error(write: Write, room: Memory, batches: Batches, gu
         write(room, batches[0], learning_rate=1e30, guard_weight=guard)
     assert caught.value.exit_code == ExitCode.INTERNAL
     assert "learning_rate" in caught.value.hint
+    assert "lower rate" in caught.value.message
+    assert 1 <= len(caught.value.details) <= 6
+
+
+def test_a_run_that_diverges_once_steps_back_and_ends_well(
+    write: Write, room: Memory, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One real NaN, in the seventh step's gradient; what follows is trained from the last good check."""
+    clip, calls, rates = torch.nn.utils.clip_grad_norm_, [0], []
+
+    def poisoned(parameters: list[torch.Tensor], *arguments: float) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 7:
+            parameters[0].grad[0, 0] = float("nan")  # type: ignore[index]
+        return clip(parameters, *arguments)
+
+    class Watched(torch.optim.AdamW):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    outcome = write(room, batches[0], max_epochs=240)
+    assert outcome.stepped_back
+    assert outcome.stopped_early
+    assert all(score.min_probability >= 0.7 for score in outcome.scores)
+    assert max(rates[6:]) <= 0.2 * max(rates[:6])
+    assert len(rates) == calls[0] - 1, "the poisoned gradient was never stepped along"
+
+
+def test_a_loss_far_above_a_guess_is_divergence_and_names_the_facts(
+    write: Write, room: Memory, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memupdate.training.loop.loss_limit", lambda vocabulary, before: 1e-3 * min(vocabulary, before))
+    with pytest.raises(
+        TrainingError, match="nats per token, also from the last good state at the lower rate"
+    ) as caught:
+        write(room, batches[0])
+    assert len(caught.value.details) == 5
+    assert all(any(e.prompt in line for e in batches[0]) for line in caught.value.details)
+
+
+def test_the_safety_net_changes_no_number(
+    write: Write, room: Memory, batches: Batches, trained: TrainingOutcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SafetyNet, "keep", lambda *_: None)
+    without = write(room, batches[0])
+    assert (without.epochs, without.steps, without.kl_nats) == (trained.epochs, trained.steps, trained.kl_nats)
+    assert not trained.stepped_back
+    assert all(torch.equal(a, b) for a, b in zip(bits(without.memory), bits(trained.memory), strict=True))
 
 
 @pytest.mark.parametrize("guard", [0.0, 20.0])

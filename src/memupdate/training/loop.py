@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
-from memupdate.errors import TrainingError
 from memupdate.facts.render import Example
 from memupdate.models.base import BaseModel
 from memupdate.models.scoring import TargetScore, logits_at, mean_loss_nats, pad_batch, score_examples
@@ -22,6 +21,7 @@ from memupdate.progress import Progress, ProgressEvent
 from memupdate.training.anchors import Anchors, anchor_kl, measure_kl, model_logits
 from memupdate.training.losses import make_objective
 from memupdate.training.memory import Memory, attach, detach, read_memory
+from memupdate.training.safety import Diverged, SafetyNet, loss_limit
 
 _RATE_FLOOR = 0.15
 """The learning rate falls with the square root of the share of examples still under the goal, down to this part of it: few tokens
@@ -30,6 +30,8 @@ _MIN_STEPS = 160
 """What a small set may take, where `max_epochs` of a step or two each would be too few."""
 _GUARD_RAISE = 1.5
 """How much heavier the guard gets each time that harm is over its budget when the facts are all stored."""
+_AT_FAULT = 5
+"""Facts with the largest loss that a divergence names."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class TrainingOutcome:
     kl_nats: float | None
     stopped_early: bool
     """Every token cleared the goal and harm was within its budget."""
+    stepped_back: bool = False
+    """It diverged once, went back to its last good state and on at a lower rate."""
 
 
 def write_facts(
@@ -90,12 +94,16 @@ def write_facts(
 
     Examples over the goal cost a forward pass every `recheck_every` epochs and no backward pass (replay gated by the threshold).
 
+    A run that diverges (NaN, or a loss far above a guess's) goes back to its last good check and on at a lower rate, once.
+
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: it diverged again, or began with numbers that are not finite; `details` names the facts at fault.
     """
     peft_model = attach(base.model, memory, train_basis=settings.train_basis)
     try:
         return _Run(base, peft_model, list(examples), settings, anchors, holdout, progress).run()
+    except Diverged as fault:  # before the first step: there is nothing to go back to
+        raise fault.error() from fault
     finally:
         base.model = detach(peft_model)
 
@@ -124,12 +132,16 @@ class _Run:
         )
         self.steps = self.backward_examples = 0
         self.anchor_order = torch.empty(0, dtype=torch.long)
+        self.net = SafetyNet(self.parameters, self.optimizer)
 
     def run(self) -> TrainingOutcome:
         started = time.monotonic()
         scores = self.check()
         before = mean_loss_nats(scores)
         active, epoch, stored = self.under_goal(scores), 0, False
+        vocabulary = self.model.get_base_model().get_output_embeddings().weight.shape[0]
+        self.net.limit_nats = loss_limit(vocabulary, before)
+        self.net.keep(active)
         steps_an_epoch = math.ceil(len(self.examples) / self.settings.batch_size)
         max_epochs = max(self.settings.max_epochs, math.ceil(_MIN_STEPS / steps_an_epoch))
         while epoch < max_epochs:
@@ -138,34 +150,54 @@ class _Run:
                 if stored:
                     break
             epoch += 1
-            if active:
-                active = self.epoch(active)
-            else:
-                self.repair()
-            if epoch % self.settings.recheck_every == 0 or not active:
-                scores = self.check()
-                active = self.under_goal(scores)
+            try:
+                active = self.epoch(active) if active else self.repair()
+                if epoch % self.settings.recheck_every == 0 or not active:
+                    active = self.under_goal(self.check())
+                    self.net.keep(active)
+            except Diverged as fault:
+                active = self.net.step_back(fault, self.settings.learning_rate)
             total = len(self.examples)
             self.progress(
                 ProgressEvent(
                     "train", total - len(active), total, f"epoch {epoch}, {total - len(active)} of {total} stored"
                 )
             )
-        scores = self.check()
+        scores = self.last_check()
         stored = stored or (not self.under_goal(scores) and self.harm_is_within_budget())
         total, under = len(self.examples), len(self.under_goal(scores))
         self.progress(ProgressEvent("train", total, total, f"{total - under} of {total} stored after {epoch} epochs"))
         kl = measure_kl(self.model, self.holdout, self.device) if self.holdout is not None else None
         return TrainingOutcome(
             read_memory(self.model), epoch, self.steps, self.backward_examples, time.monotonic() - started, before,
-            mean_loss_nats(scores), tuple(scores), kl, stored,
+            mean_loss_nats(scores), tuple(scores), kl, stored, self.net.has_stepped_back,
         )  # fmt: skip
 
     def check(self) -> list[TargetScore]:
+        """Scores of all examples. Raises Diverged: NaN, which is under no goal, would pass for stored."""
         scores = score_examples(self.model, self.examples, self.device)
-        if not math.isfinite(mean_loss_nats(scores)):  # NaN is under no goal, so it would pass for stored
-            raise _diverged()
+        mean = mean_loss_nats(scores)
+        if not math.isfinite(mean):
+            raise Diverged(
+                "the loss is not finite",
+                self.prompts(i for i, s in enumerate(scores) if not math.isfinite(s.loss_nats)),
+            )
+        if mean > self.net.limit_nats:
+            worst = sorted(range(len(scores)), key=lambda i: -scores[i].loss_nats / len(scores[i].logprobs))
+            raise Diverged(f"the loss rose to {mean:.1f} nats per token", self.prompts(worst[:_AT_FAULT]))
         return scores
+
+    def last_check(self) -> list[TargetScore]:
+        """The scores that are reported; where the last epochs have spoilt the memory, those of the last good state."""
+        try:
+            return self.check()
+        except Diverged as fault:
+            self.net.step_back(fault, self.settings.learning_rate)
+            return self.check()
+
+    def prompts(self, indices: Iterable[int]) -> list[str]:
+        """The facts' own words, for an error."""
+        return [self.examples[i].prompt for i in indices]
 
     def under_goal(self, scores: Sequence[TargetScore]) -> list[int]:
         if not self.settings.stop_when_stored:
@@ -182,7 +214,7 @@ class _Run:
         order = self.shuffled(active)
         rate = self.settings.learning_rate * max(_RATE_FLOOR, math.sqrt(len(active) / len(self.examples)))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * self.net.rate_factor
         # The last batch is filled with stored examples: below the goal they get gradient at once, not at the next check.
         resting = self.shuffled(sorted(set(range(len(self.examples))) - set(active)))
         size = self.settings.batch_size
@@ -191,7 +223,7 @@ class _Run:
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
             loss, nll_max = self.fact_loss(chunk)
-            self.step(loss)
+            self.step(loss, [i for i, worst in zip(chunk, nll_max, strict=True) if not math.isfinite(worst)] or chunk)
             still += [i for i, worst in zip(chunk, nll_max, strict=True) if worst > -math.log(self.settings.goal)]
             self.backward_examples += len(chunk)
         return still if self.settings.stop_when_stored else active
@@ -208,19 +240,23 @@ class _Run:
         worst = torch.zeros(len(chunk), device=self.device).scatter_reduce(0, batch.rows, nll.detach(), "amax")
         return self.objective(nll), worst.tolist()
 
-    def repair(self) -> None:
-        """Facts are stored but harm is over budget: weigh the guard more and let it pull back."""
+    def repair(self) -> list[int]:
+        """Facts are stored but harm is over budget: weigh the guard more and let it pull back; returns no active example."""
         self.guard_weight *= _GUARD_RAISE
         for _ in range(max(1, len(self.examples) // self.settings.batch_size)):
-            self.step(torch.zeros((), device=self.device))
+            self.step(torch.zeros((), device=self.device), [])
+        return []
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, suspects: Sequence[int]) -> None:
+        """One step down `loss` and the guard. Raises Diverged, which names the `suspects`, before anything is changed."""
         if self.guard_weight:
             loss = loss + self.guard_weight * self.guard_loss()
         if not torch.isfinite(loss):
-            raise _diverged()
+            raise Diverged("the loss is not finite", self.prompts(suspects))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        if not torch.isfinite(norm):
+            raise Diverged("a gradient is not finite", self.prompts(suspects))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
@@ -235,7 +271,3 @@ class _Run:
         part = self.anchors.select(index)
         logits = model_logits(self.model, part.ids.to(self.device))
         return anchor_kl(logits, part.top_ids.to(self.device).long(), part.top_logprobs.to(self.device))
-
-
-def _diverged() -> TrainingError:
-    return TrainingError("training diverged: the loss is not finite", "lower training.learning_rate in the policy")
