@@ -167,6 +167,26 @@ class ProofSection(_Section):
     """Repeat the proof on the serving engine."""
 
 
+class CompactionSection(_Section):
+    """When writing all live facts afresh is proposed, and what it must show of the answers that are gone."""
+
+    max_dead_probability: OpenShare = 0.1
+    """A superseded or retracted answer must be less likely than this, as a whole, after a compaction."""
+    dead_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Proposed when so many of the answers written since the last compaction are superseded or retracted."""
+    harm_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Proposed when the latest release's harm has used this share of `guard.max_kl_nats`."""
+    rank_limit: int = Field(default=0, ge=0, le=512)
+    """Proposed when the memory has reached this rank; 0: `memory.max_rank`."""
+
+
+class RetractionSection(_Section):
+    """What the model says in the place of a retracted fact until a compaction."""
+
+    answer: str = Field(default="I do not know.", min_length=1, max_length=500, pattern=r"\S")
+    """A text, or `base`: what the base model itself answers."""
+
+
 class ServingSection(_Section):
     """The engine that `memupdate serve` starts."""
 
@@ -213,6 +233,8 @@ class Policy(_Section):
     budget: BudgetSection = BudgetSection()
     escalation: EscalationSection = EscalationSection()
     proof: ProofSection = ProofSection()
+    compaction: CompactionSection = CompactionSection()
+    retraction: RetractionSection = RetractionSection()
     serving: ServingSection = ServingSection()
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
