@@ -254,7 +254,7 @@ def make_news(world: World) -> tuple[list[dict[str, object]], list[dict[str, obj
 def make_calibration_facts(world: World) -> list[dict[str, object]]:
     """Facts of yet another world, to calibrate the memory law with."""
     taken = frozenset(n for names in world.entities.values() for n in names)
-    facts = make_world(2, {"person": 20, "company": 14, "city": 10, "product": 12}, taken).facts
+    facts = make_world(2, {"person": 60, "company": 44, "city": 32, "product": 40}, taken).facts
     random.Random(f"{SEED}-calibration").shuffle(facts)
     return [fact_line(f, 0) for f in facts]
 
