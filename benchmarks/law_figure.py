@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memupdate.law.fit import fit_laws
 from memupdate.law.points import points_from_json
-from memupdate.reports.law_figure import draw_law
+from memupdate.reports.figures.law import draw_law
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -120,7 +120,8 @@ def test_serve_can_print_its_command(workspace: Path) -> None:
 def test_the_law_is_reported_where_one_is_fitted(workspace: Path, tmp_path: Path) -> None:
     shipped = data_of(run(workspace, "report", "--json"))
     assert len(shipped["points"]) >= 20
-    assert shipped["target_tokens_free"] > 0
+    (capacity,) = shipped["collections"]
+    assert capacity["now"]["free"] == capacity["now"]["target_tokens"] > 0
     assert "ΔL" in run(workspace, "report").stdout
     other = tmp_path / "other"
     assert runner.invoke(app, ["init", str(other), "--model", "atlas", "-p", "standard"]).exit_code == 0

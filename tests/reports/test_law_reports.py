@@ -15,7 +15,7 @@ from memupdate.budget.plan import Limits, PlacementShape, PlanRequest
 from memupdate.budget.planner import plan_update
 from memupdate.law.fit import fit_laws
 from memupdate.law.points import LawPoint, points_to_json
-from memupdate.reports.law_figure import chosen_sizes, draw_law
+from memupdate.reports.figures.law import chosen_ranks, draw_law
 from memupdate.reports.tables import human_bytes, human_duration, law_table, plan_table, points_table
 
 PLACEMENT = PlacementShape("mlp-all", (("model.layers.0.mlp.gate_proj", 960, 1920),))
@@ -121,13 +121,13 @@ def test_the_picture_as_png(fit, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_at_most_five_sizes_are_drawn_ends_included():
+def test_at_most_five_ranks_get_a_curve_ends_included():
     base = points()[0]
-    many = [LawPoint(**{**base.__dict__, "target_tokens": size}) for size in range(100, 1300, 100)]
-    sizes = chosen_sizes(many)
-    assert len(sizes) == 5
-    assert (sizes[0], sizes[-1]) == (100, 1200)
-    assert chosen_sizes(points()) == [160, 320, 640]
+    many = [LawPoint(**{**base.__dict__, "rank": rank}) for rank in range(1, 13)]
+    ranks = chosen_ranks(many)
+    assert len(ranks) == 5
+    assert (ranks[0], ranks[-1]) == (1, 12)
+    assert chosen_ranks(points()) == [1, 2, 4, 8, 16]
 
 
 def test_the_benchmark_draws_from_a_calibration_document(tmp_path):

@@ -1,4 +1,4 @@
-"""Commands about capacity: `calibrate`, `plan`, `report`."""
+"""Commands about the law: `calibrate`, `plan`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from memupdate.cli.session import (
     parse_numbers,
     session_of,
 )
-from memupdate.cli.views import calibration_views, capacity_views, plan_views
+from memupdate.cli.views import calibration_views, plan_views
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("calibrate")(calibrate)
     app.command("plan")(plan)
-    app.command("report")(report)
 
 
 def calibrate(
@@ -62,8 +61,3 @@ def plan(
     with progress_on_stderr() as progress:
         outcome = workspace.plan(facts, collection=collection, skip_invalid=skip_invalid, progress=progress)
     emit("plan", outcome, as_json=as_json, view=plan_views)
-
-
-def report(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    """The law with its points, and how much room it says is left."""
-    emit("report", session_of(ctx).open_workspace().report(), as_json=as_json, view=capacity_views)

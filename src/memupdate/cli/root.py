@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from memupdate import __version__
-from memupdate.cli import demo, deploy, facts, law, update, workspace
+from memupdate.cli import demo, deploy, facts, law, report, update, workspace
 from memupdate.cli.errors import INTERRUPTED_EXIT_CODE, show_error, show_interrupted
 from memupdate.cli.session import Session
 from memupdate.errors import MemupdateError
@@ -108,6 +108,7 @@ def globals_(
 
 workspace.register(app)
 law.register(app)
+report.register(app)
 update.register(app)
 deploy.register(app)
 facts.register(app)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from memupdate.ledger.records import FactDetail, FactHistory
     from memupdate.operations.demo import DemoBatch, DemoReport
-    from memupdate.operations.reports import AddReport, CalibrationReport, CapacityReport, PlanReport
+    from memupdate.operations.reports import AddReport, CalibrationReport, PlanReport
+    from memupdate.reports.content import CapacityReport
 
 SHOWN_ID = len("sha256:") + 12
 """Characters of a fact's id in a list; `facts show` takes a beginning of it."""
@@ -58,15 +59,10 @@ def plan_views(report: PlanReport) -> list[RenderableType]:
 
 
 def capacity_views(report: CapacityReport) -> list[RenderableType]:
-    """Points and law, then what is used and free."""
-    from rich.text import Text
+    """Each collection's gauge, forecast and releases, then the law."""
+    from memupdate.reports.capacity_tables import capacity_renderables
 
-    from memupdate.reports.tables import law_table, points_table
-
-    used = f"{report.collection}: rank {report.rank}, {report.target_tokens_live:,} target tokens written"
-    room = f"room for about {report.target_tokens_free:,} more as it is (or at the policy's smallest rank)"
-    limit = f"{report.target_tokens_free_at_limit:,} grown to rank {report.rank_limit}, the policy's limit"
-    return [points_table(report.points), law_table(report.fit), Text(f"{used}; {room}, {limit}")]
+    return capacity_renderables(report)
 
 
 def add_views(report: AddReport) -> list[RenderableType]:

@@ -171,32 +171,3 @@ class StatusReport(Report):
     fit_id: str | None
     engine: dict[str, Any] | None
     messages: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True)
-class CapacityReport(Report):
-    """The law, and the room that it says is left."""
-
-    fit: LawFit
-    points: tuple[LawPoint, ...]
-    collection: str
-    rank: int
-    target_tokens_live: int
-    target_tokens_free: int
-    """Target tokens that the present rank (or the policy's smallest) can still take."""
-    rank_limit: int
-    target_tokens_free_at_limit: int
-    """The same if the memory grows to the policy's largest rank."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fit in its own JSON form."""
-        return {
-            "fit": json.loads(self.fit.to_json()),
-            "points": [asdict(p) for p in self.points],
-            "collection": self.collection,
-            "rank": self.rank,
-            "target_tokens_live": self.target_tokens_live,
-            "target_tokens_free": self.target_tokens_free,
-            "rank_limit": self.rank_limit,
-            "target_tokens_free_at_limit": self.target_tokens_free_at_limit,
-        }

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from memupdate.budget.planner import free_capacity
-from memupdate.errors import LedgerError, UsageError
+from memupdate.errors import UsageError
 from memupdate.facts.reader import FactsFile, read_facts
 from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
@@ -18,12 +17,11 @@ from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.lock import workspace_lock
 from memupdate.ledger.records import Batch, FactDetail, FactHistory, ReleaseRecord
 from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
-from memupdate.operations import calibrating, planning, publishing, serving, verifying
+from memupdate.operations import calibrating, planning, publishing, reporting, serving, verifying
 from memupdate.operations.config import POLICY_FILE, WorkspaceConfig, write_config
 from memupdate.operations.reports import (
     AddReport,
     CalibrationReport,
-    CapacityReport,
     PlanReport,
     PublishReport,
     ReleaseRow,
@@ -34,6 +32,7 @@ from memupdate.operations.session import Session
 from memupdate.operations.updating import BatchRun
 from memupdate.policies import load_policy, parse_resolved_policy, policy_path
 from memupdate.progress import Progress, no_progress
+from memupdate.reports.content import CapacityReport
 from memupdate.serving.engine import Engine, running_engine
 from memupdate.serving.manifest import read_manifest
 from memupdate.storage import readable_disk_errors
@@ -344,22 +343,10 @@ class Workspace:
                 messages=tuple(behind),
             )  # fmt: skip
 
-    def report(self) -> CapacityReport:
-        """The law and what it says about the room that is left. Raises LawError before a calibration."""
-        session = self.session
+    def report(self, collection: str | None = None) -> CapacityReport:
+        """Capacity, law, releases and weak facts, of one collection or all. Raises LedgerError before a calibration."""
         with self.reader() as ledger:
-            fit = planning.current_fit(session, ledger)
-            if fit is None:
-                raise LedgerError("no law is fitted for this model and policy", "run `memupdate calibrate`")
-            rank = planning.rank_now(ledger, self.collection)
-            tokens = session.count_target_tokens(ledger.live_facts(self.collection))
-            points = calibrating.points_of(session, ledger)
-        bounds = planning.limits(session)
-        now, limit = (
-            free_capacity(fit, session.shape, r, bounds, target_tokens_live=tokens)
-            for r in (max(rank, bounds.min_rank), bounds.max_rank)
-        )
-        return CapacityReport(fit, tuple(points), self.collection, rank, tokens, now, bounds.max_rank, limit)
+            return reporting.capacity_report(self.session, ledger, self._aliases(), collection=collection)
 
     def serve(
         self,
