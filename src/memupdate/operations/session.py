@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from memupdate.training.anchors import Anchors
     from memupdate.training.loop import TrainingSettings
 
-_TRAINER_VERSION = 1
+_TRAINER_VERSION = 2
 """Raised when the trainer changes so that points measured before no longer predict."""
 
 _RECIPE_PARTS = {

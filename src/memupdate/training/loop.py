@@ -26,7 +26,7 @@ from memupdate.training.safety import Diverged, SafetyNet, loss_limit
 _RATE_FLOOR = 0.15
 """The learning rate falls with the square root of the share of examples still under the goal, down to this part of it: few tokens
 left under full rate would shake all the others (in a trial with 120 examples: 80 epochs and no end, against 16 to 38)."""
-_MIN_STEPS = 160
+_MIN_STEPS = 480
 """What a small set may take, where `max_epochs` of a step or two each would be too few."""
 _GUARD_RAISE = 1.5
 """How much heavier the guard gets each time that harm is over its budget when the facts are all stored."""
