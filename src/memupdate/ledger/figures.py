@@ -15,7 +15,7 @@ from memupdate.ledger.database import LedgerDatabase
 from memupdate.ledger.records import Engine
 
 _RELEASES = """
-SELECT r.name, r.collection, r.version, r.rank, r.placement, r.created_at_utc, r.batch, b.plan_json,
+SELECT r.name, r.collection, r.version, r.rank, r.placement, r.created_at_utc, r.batch, b.kind, b.plan_json,
     COALESCE(b.facts_new, 0) AS facts_new, COALESCE(b.facts_superseding, 0) AS facts_superseding,
     COALESCE(b.facts_unproved, 0) AS facts_unproved,
     p.target_tokens, p.effective_parameters, p.facts AS point_facts, p.facts_proved AS point_proved,
@@ -93,6 +93,8 @@ class ReleaseFigures:
     placement: str
     created_at_utc: str
     batch: int | None
+    kind: str | None
+    """What its batch did: `add`, `compact` or `retract`."""
     plan_json: str | None
     facts_new: int
     facts_superseding: int
@@ -169,10 +171,11 @@ class Figures(LedgerDatabase):
         rows = self._rows(_RELEASES, {"collection": collection})
         return [_release(row, proofs.get(row["name"], ()), regressions.get(row["name"], 0)) for row in rows]
 
-    def fact_counts(self, collection: str) -> dict[str, int]:
-        """How many facts of a collection have each status; statuses that none has are absent."""
-        sql = "SELECT status, COUNT(DISTINCT fact) AS n FROM fact_history WHERE collection = ? GROUP BY status"
-        return {row["status"]: int(row["n"]) for row in self._rows(sql, [collection])}
+    def live_count(self, collection: str) -> int:
+        """Facts live in the newest release."""
+        sql = "SELECT COUNT(*) AS n FROM fact_history WHERE collection = ? AND status = 'live'"
+        row = self._row(sql, [collection])
+        return 0 if row is None else int(row["n"])
 
     def margins(self, release: str, engine: Engine, *, bins: int) -> Margins:
         """The histogram of one release on one engine."""
@@ -243,6 +246,7 @@ def _release(row: sqlite3.Row, proofs: tuple[EngineProofs, ...], regressions: in
         placement=row["placement"],
         created_at_utc=row["created_at_utc"],
         batch=row["batch"],
+        kind=row["kind"],
         plan_json=row["plan_json"],
         facts_new=row["facts_new"],
         facts_superseding=row["facts_superseding"],

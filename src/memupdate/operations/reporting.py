@@ -93,7 +93,6 @@ def _capacity(
     alias: str | None,
 ) -> CollectionCapacity:
     newest = rows[-1] if rows else None
-    counts = ledger.fact_counts(name)
     rank, tokens = (newest.rank, _tokens(newest)) if newest else (0, 0)
     limits = planning.limits(session)
     parameters = rank * session.shape.parameters_per_rank
@@ -110,8 +109,8 @@ def _capacity(
         release=newest.name if newest else None,
         alias_release=alias,
         rank=rank,
-        facts_live=counts.get("live", 0),
-        facts_superseded=counts.get("superseded", 0),
+        facts_live=ledger.live_count(name),
+        facts_dead=ledger.dead_count(name),
         target_tokens_live=tokens,
         effective_parameters=parameters,
         adapter_bytes=adapter_bytes(session.shape, rank, limits.bytes_per_element),
@@ -137,10 +136,12 @@ def _holding(session: Session, fit: LawFit | None, rank: int, live: int) -> Hold
 
 
 def _growth(rows: Iterable[ReleaseFigures]) -> list[Growth]:
+    """What each batch added; a compaction is what growth leads to, and no part of it."""
     growth, before = [], 0
     for row in rows:
         tokens = _tokens(row)
-        growth.append(Growth(datetime.fromisoformat(row.created_at_utc), tokens - before))
+        if row.kind != "compact":
+            growth.append(Growth(datetime.fromisoformat(row.created_at_utc), tokens - before))
         before = tokens
     return growth
 

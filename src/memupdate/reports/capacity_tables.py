@@ -66,8 +66,8 @@ def _memory(report: CapacityReport, capacity: CollectionCapacity) -> RenderableT
     line += f"{human_bytes(capacity.adapter_bytes)}; {capacity.bits_stored:,.0f} bits stored, "
     line += f"{capacity.bits_per_parameter:.3g} per parameter "
     line += f"(bounds: {KNOWLEDGE_BITS_PER_PARAMETER:g} knowledge, {MEMORISATION_BITS_PER_PARAMETER:g} memorisation)"
-    if capacity.facts_superseded:
-        line += f"; {capacity.facts_superseded:,} superseded facts"
+    if capacity.facts_dead:
+        line += f"; {capacity.facts_dead:,} dead facts until a compaction"
     return Text(line, style="dim")
 
 
@@ -78,7 +78,7 @@ def _releases(rows: Sequence[ReleaseRow]) -> RenderableType:
     for row in rows:
         proofs = [row.proved_on("in-process"), row.proved_on("served")]
         table.add_row(
-            row.name,
+            row.name if row.kind in (None, "add") else f"{row.name} ({row.kind})",
             str(row.rank),
             f"{row.facts_new + row.facts_superseding:,}",
             *(f"{item.proved:,}/{item.facts:,}" if item else "–" for item in proofs),

@@ -44,8 +44,8 @@ class CollectionCapacity:
     """Where the alias points; None where nothing is published."""
     rank: int
     facts_live: int
-    facts_superseded: int
-    """Stored once and replaced since: they take room until a compaction."""
+    facts_dead: int
+    """Superseded or retracted since the last compaction: their traces are still in the weights."""
     target_tokens_live: int
     effective_parameters: int
     adapter_bytes: int
@@ -100,6 +100,8 @@ class ReleaseRow:
     name: str
     collection: str
     version: int
+    kind: str | None
+    """What its batch did: `add`, `compact` or `retract`."""
     rank: int
     created_at_utc: str
     facts_new: int

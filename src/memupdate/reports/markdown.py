@@ -78,7 +78,7 @@ def _releases(rows: Sequence[ReleaseRow], *, compared: dict[str, str]) -> str:
     for row in rows[::-1]:
         proofs = [row.proved_on("in-process"), row.proved_on("served")]
         cells = [
-            f"`{row.name}`",
+            f"`{row.name}`" if row.kind in (None, "add") else f"`{row.name}` ({row.kind})",
             str(row.rank),
             f"{row.facts_new:,} + {row.facts_superseding:,}",
             *(f"{item.proved:,} of {item.facts:,}" if item else "–" for item in proofs),

@@ -17,7 +17,7 @@ from memupdate.ledger.figures import Margins, ReleaseProbability, WeakFact
 from memupdate.reports import texts
 from memupdate.reports.content import CapacityReport, CollectionCapacity, ReleaseRow
 from memupdate.reports.figures import comparison, law, margins, releases
-from memupdate.reports.tables import human_bytes, human_duration
+from memupdate.reports.tables import human_bytes, human_duration, law_ranges, law_rows
 
 MAX_RELEASES = 50
 """Newest releases of a collection that the page draws and lists; `--json` has all."""
@@ -100,6 +100,7 @@ def html_page(report: CapacityReport) -> str:
         collections=[_collection(report, item) for item in report.collections],
         law_plots=_law_plots(report),
         law_lines=_law_lines(report),
+        law_rows=law_rows(report.fit) if report.fit else (),
         comparison=_comparison(report),
         rule=RULE,
         text=texts,
@@ -141,7 +142,8 @@ def _pairs(report: CapacityReport, capacity: CollectionCapacity) -> tuple[tuple[
         ("Rank", f"{capacity.rank}, {report.placement}"),
         ("Effective parameters", f"{capacity.effective_parameters:,}"),
         ("Adapter", human_bytes(capacity.adapter_bytes)),
-        ("Facts live, superseded", f"{capacity.facts_live:,}, {capacity.facts_superseded:,}"),
+        ("Live facts", f"{capacity.facts_live:,}"),
+        ("Dead facts until a compaction", f"{capacity.facts_dead:,}"),
         ("Bits stored", f"{capacity.bits_stored:,.0f}"),
         ("Bits per parameter", f"{capacity.bits_per_parameter:.3g}; models are known to hold about {bits}"),
     ]
@@ -178,9 +180,16 @@ def _release_plots(report: CapacityReport, capacity: CollectionCapacity, rows: S
             "Room by release",
             releases.growth_svg(rows, capacity),
             "Live target tokens; the lines are what the law says is held within the harm budget.",
-            ("release", "rank", "new", "superseding", "live target tokens"),
+            ("release", "by", "rank", "new", "superseding", "live target tokens"),
             tuple(
-                (r.name, str(r.rank), f"{r.facts_new:,}", f"{r.facts_superseding:,}", texts.number(r.target_tokens))
+                (
+                    r.name,
+                    r.kind or "–",
+                    str(r.rank),
+                    f"{r.facts_new:,}",
+                    f"{r.facts_superseding:,}",
+                    texts.number(r.target_tokens),
+                )
                 for r in rows
             ),
         ),
@@ -303,14 +312,8 @@ def _law_lines(report: CapacityReport) -> tuple[str, ...]:
     fit = report.fit
     if fit is None:
         return report.messages
-    saturated = sum(is_saturated(point) for point in report.points)
-    return (
-        f"Fitted to {fit.points:,} memories at {fit.confidence:.0%} confidence: ranks {fit.rank_range[0]:,} to "
-        f"{fit.rank_range[1]:,}, {fit.tokens_range[0]:,.0f} to {fit.tokens_range[1]:,.0f} target tokens.",
-        f"{saturated:,} of {len(report.points):,} points are saturated: nearly all of the loss is gone, so they say “at "
-        "least” only, and are censored in the fit of the paper's form.",
-        f"Fit {fit.fit_id}",
-    )
+    saturated = "Saturated points have lost nearly all of their loss: they say “at least” only (hollow in the plots)."
+    return (law_ranges(fit), saturated, f"Fit {fit.fit_id}")
 
 
 def _comparison(report: CapacityReport) -> Plot | None:

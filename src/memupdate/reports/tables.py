@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memupdate.law.fit import LawFit
     from memupdate.law.residual_law import ResidualLaw
 
+_PAPER_FORM = "ΔL = C·r^α·ℓ^(−β) + b"
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -55,31 +56,38 @@ def law_table(fit: LawFit) -> RenderableType:
     table.add_column("Law")
     table.add_column("Parameters")
     table.add_column("Fit")
-    memory = fit.memory
+    for law, parameters, quality in law_rows(fit):
+        table.add_row(law, parameters, quality, end_section=True)
+    return Group(table, Text(law_ranges(fit)), Text(f"fit {fit.fit_id}", style="dim"))
+
+
+def law_rows(fit: LawFit) -> list[tuple[str, str, str]]:
+    """(equation, parameters, how well it fits) of each law, a line of text per figure; what a page shows too."""
+    memory, harm, link = fit.memory, fit.harm, fit.recall
+    rows = [(_PAPER_FORM, "not fitted", fit.memory_note)]
     if memory is not None:
         parameters = _lines(("C", memory.c), ("α", memory.alpha), ("β", memory.beta), ("b", memory.b))
         quality = f"R² {_optional(memory.r2)} ({_optional(memory.r2_all)} with saturated points)"
         quality += f"\n{memory.points_used} points, {memory.points_censored} saturated: at least"
         quality += f"\nunseen cells off by {memory.mape_unseen_cell:.1%}"
         quality += f"\nranks {_range(memory.rank_range)}, tokens {_range(memory.tokens_range)}"
-        table.add_row("ΔL = C·r^α·ℓ^(−β) + b", parameters, quality + (f"\n{memory.note}" if memory.note else ""))
+        rows = [(_PAPER_FORM, parameters, quality + (f"\n{memory.note}" if memory.note else ""))]
+    rows.append(("loss = K·P^(−γ)·ℓ^δ + y0", _residual_parameters(fit.loss), _residual_quality(fit.loss)))
+    harm_form = "KL = K·P^(−γ)·ℓ^δ + y0"
+    if harm is not None:
+        rows.append((harm_form, _residual_parameters(harm), _residual_quality(harm)))
     else:
-        table.add_row("ΔL = C·r^α·ℓ^(−β) + b", "not fitted", fit.memory_note)
-    table.add_section()
-    table.add_row("loss = K·P^(−γ)·ℓ^δ + y0", _residual_parameters(fit.loss), _residual_quality(fit.loss))
-    table.add_section()
-    if fit.harm is not None:
-        table.add_row("KL = K·P^(−γ)·ℓ^δ + y0", _residual_parameters(fit.harm), _residual_quality(fit.harm))
-    else:
-        table.add_row("KL = K·P^(−γ)·ℓ^δ + y0", "not fitted", "fewer than four points measured harm")
-    table.add_section()
-    link = fit.recall
+        rows.append((harm_form, "not fitted", "fewer than four points measured harm"))
     fitted = f"mean error {link.mean_error:.1%}\nscatter between runs {link.scatter:.2f} logits"
-    table.add_row("proved = σ(a − s·x)", _lines(("a", link.intercept), ("s", link.slope)), fitted)
+    rows.append(("proved = σ(a − s·x)", _lines(("a", link.intercept), ("s", link.slope)), fitted))
+    return rows
+
+
+def law_ranges(fit: LawFit) -> str:
+    """What the laws were fitted to, in sentences."""
     ranges = f"Fitted to {fit.points} points ({fit.points_saturated} saturated), ranks {_range(fit.rank_range)}, "
     ranges += f"{_range(fit.parameters_range)} effective parameters, {_range(fit.tokens_range)} target tokens. "
-    ranges += f"Base loss {_interval(fit.base_loss_nats)} nats per token. Intervals at {fit.confidence:.0%}."
-    return Group(table, Text(ranges), Text(f"fit {fit.fit_id}", style="dim"))
+    return ranges + f"Base loss {_interval(fit.base_loss_nats)} nats per token. Intervals at {fit.confidence:.0%}."
 
 
 def points_table(points: Sequence[LawPoint]) -> RenderableType:

@@ -171,6 +171,7 @@ def _size_axis(points: Sequence[LawPoint]) -> list[float]:
 
 def _finish(axes: Any, points: Sequence[LawPoint], title: str) -> None:
     axes.set_xscale("log")
+    axes.margins(x=0.03)
     axes.set_xticks(_ticks(points))
     axes.xaxis.set_major_formatter(plain_number)
     axes.minorticks_off()

@@ -28,7 +28,11 @@ def recall_svg(releases: Sequence[ReleaseRow]) -> str:
                 lowest = min(lowest, *shares)
                 axes.plot([version for version, _ in found], shares, color=colour, label=label, **_LINE)
         _mark_regressions(axes, releases)
-        axes.set_ylim(min(98.0, lowest - 1), 100.2)
+        # So that one lost fact in ten thousand still shows.
+        reach = 2.0 if lowest == 100 else 1.4 * (100 - lowest)
+        axes.set_ylim(100 - reach, 100 + 0.06 * reach)
+        axes.yaxis.set_major_formatter(plain_number)
+        axes.yaxis.get_major_locator().set_params(nbins=5)
         axes.set_title("Facts proved, %")
 
     return _panel(releases, "recall", "Share of facts proved by release", draw)
@@ -92,7 +96,7 @@ def growth_svg(releases: Sequence[ReleaseRow], capacity: CollectionCapacity) -> 
 
 
 def _mark_regressions(axes: Any, releases: Sequence[ReleaseRow]) -> None:
-    """A cross for each release that lost what an earlier one had proved, with how many."""
+    """A cross for each release that lost what an earlier one had proved, with how many such facts."""
     found = [release for release in releases if release.regressions]
     if not found:
         return
