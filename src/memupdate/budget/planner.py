@@ -181,7 +181,7 @@ def _over_budget(request: PlanRequest, checks: list[_Check]) -> OverBudget:
     if not checks:
         return OverBudget(
             f"the memory has rank {request.rank_before}, above memory.max_rank = {limits.max_rank}",
-            "raise memory.max_rank in the policy, or compact the collection",
+            f"raise memory.max_rank in the policy, or run `memupdate compact -c {request.collection}` first",
         )
     # The candidate that comes nearest: too many bytes is no use, and otherwise the largest rank is the best there is.
     affordable = [
@@ -200,7 +200,7 @@ def _over_budget(request: PlanRequest, checks: list[_Check]) -> OverBudget:
     raising = "raise memory.max_adapter_bytes" if sized or not affordable else _raise_rank(request, checks[-1])
     return OverBudget(
         message,
-        f"{raising}, split the facts into two collections, or compact",
+        f"{raising}, or split the facts into two collections",
         [f"rank {check.rank}: {'; '.join(check.failures)}" for check in checks],
     )
 

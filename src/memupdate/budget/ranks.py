@@ -28,7 +28,7 @@ def serving_rank(rank: int) -> int:
             return allowed
     raise OverBudget(
         f"rank {rank} is above {SERVING_RANKS[-1]}, the largest that vLLM serves",
-        "compact the collection or split it into two",
+        "split the collection into two, or run `memupdate compact` if much of it is dead",
     )
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from memupdate import __version__
-from memupdate.cli import demo, deploy, facts, law, report, update, workspace
+from memupdate.cli import compact, demo, deploy, facts, law, report, retract, update, workspace
 from memupdate.cli.errors import INTERRUPTED_EXIT_CODE, show_error, show_interrupted
 from memupdate.cli.session import Session
 from memupdate.errors import MemupdateError
@@ -112,6 +112,8 @@ report.register(app)
 update.register(app)
 deploy.register(app)
 facts.register(app)
+retract.register(facts.facts_app)
+compact.register(app)
 demo.register(app)
 
 

@@ -152,6 +152,15 @@ class Maintenance(Batches):
         rows = self._rows(_REPLACED, {"collection": collection, "with_batch": with_batch})
         return [parse_fact(row["content_json"]) for row in rows if row["id"] not in live]
 
+    def superseded_by(self, batch: int) -> list[Fact]:
+        """The facts that a batch supersedes or retracts, in its order; not the stand-ins that a compaction drops."""
+        rows = self._rows(
+            "SELECT f.content_json FROM batch_facts bf JOIN facts f ON f.id = bf.supersedes "
+            "WHERE bf.batch = ? AND bf.change IN ('superseding', 'retracting') ORDER BY bf.position",
+            [batch],
+        )
+        return [parse_fact(row["content_json"]) for row in rows]
+
     def dead_count(self, collection: str) -> int:
         """Answers whose traces are still in the weights: superseded or retracted since the last compaction."""
         row = self._row(_DEAD, {"collection": collection})

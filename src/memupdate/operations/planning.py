@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
 
 from memupdate.budget.plan import Limits, Plan, PlanRequest
 from memupdate.budget.planner import plan_update
+from memupdate.errors import OverBudget
 from memupdate.facts.model import Fact
 from memupdate.law.fit import LawFit
 from memupdate.ledger.ledger import Ledger
@@ -48,18 +50,37 @@ def make_plan(
     replaced = {old.id for _, old in diff.superseding}
     incoming = [*diff.new, *(new for new, _ in diff.superseding)]
     live = [fact for fact in live_before if fact.id not in replaced] + incoming
-    return plan_update(
-        PlanRequest(
-            collection=collection,
-            facts_new=len(diff.new),
-            facts_superseding=len(diff.superseding),
-            facts_unchanged=len(diff.unchanged),
-            facts_live=len(live),
-            target_tokens_new=session.count_target_tokens(incoming),
-            target_tokens_live=session.count_target_tokens(live),
-            rank_before=rank_now(ledger, collection),
-            placement=session.shape,
-            fit=fit,
-            limits=limits(session),
-        )
+    request = PlanRequest(
+        collection=collection,
+        facts_new=len(diff.new),
+        facts_superseding=len(diff.superseding),
+        facts_unchanged=len(diff.unchanged),
+        facts_live=len(live),
+        target_tokens_new=session.count_target_tokens(incoming),
+        target_tokens_live=session.count_target_tokens(live),
+        rank_before=rank_now(ledger, collection),
+        placement=session.shape,
+        fit=fit,
+        limits=limits(session),
+    )
+    try:
+        return plan_update(request)
+    except OverBudget as error:
+        hint = _room_by_compacting(session, ledger, request, {fact.id for fact in live})
+        raise OverBudget(error.message, f"{error.hint}{hint}", error.details) from error
+
+
+def _room_by_compacting(session: Session, ledger: Ledger, request: PlanRequest, live: Set[str]) -> str:
+    """What else to do about a batch that does not fit: compact, where that drops enough of what stands in for retracted facts."""
+    dropped = [i.stand_in for i in ledger.stand_ins(request.collection) if i.stand_in.id in live]
+    tokens = session.count_target_tokens(dropped)
+    if not dropped:
+        return ""
+    try:
+        plan_update(replace(request, target_tokens_live=request.target_tokens_live - tokens))
+    except OverBudget:
+        return ""
+    return (
+        f"; `memupdate compact -c {request.collection}` makes room: it drops {tokens:,} target tokens that stand in for "
+        f"{len(dropped)} retracted facts"
     )

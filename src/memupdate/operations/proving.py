@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from memupdate.facts.model import Fact
+from memupdate.facts.model import Fact, prompt_key
+from memupdate.facts.render import Example
 from memupdate.ledger.records import Engine, ProofRecord
 from memupdate.operations.reports import ProofFailure
 from memupdate.operations.session import Session
@@ -15,6 +16,7 @@ from memupdate.verification.recall import FactProof
 
 if TYPE_CHECKING:
     from memupdate.training.memory import Memory
+    from memupdate.verification.gone import DeadAnswer
     from memupdate.verification.inprocess import LocalityResult
 
 
@@ -28,6 +30,8 @@ class MemoryProof:
     """Mean over the live facts' target tokens."""
     locality: LocalityResult
     kl_nats: float | None
+    dead: tuple[DeadAnswer, ...] = ()
+    """What became of the answers that are live no longer, one per phrasing."""
 
     @property
     def proved(self) -> int:
@@ -35,11 +39,15 @@ class MemoryProof:
         return sum(p.proved for p in self.facts)
 
 
-def prove_memory(session: Session, memory: Memory, facts: Sequence[Fact], progress: Progress) -> MemoryProof:
-    """Attach `memory` to the base model and look: one forward pass over the facts, one over the probes, one over anchors."""
+def prove_memory(
+    session: Session, memory: Memory, facts: Sequence[Fact], progress: Progress, *, dead: Sequence[Fact] = ()
+) -> MemoryProof:
+    """Attach `memory` to the base model and look: one forward pass over the facts, one over the probes, one over anchors,
+    and one over the answers of `dead` facts."""
     from memupdate.models.scoring import mean_loss_nats
     from memupdate.training.anchors import measure_kl
     from memupdate.training.memory import attach, detach
+    from memupdate.verification.gone import look_for_dead_answers
     from memupdate.verification.inprocess import baseline_answers, check_locality, prove_recall
 
     base, policy = session.base, session.policy
@@ -55,10 +63,36 @@ def prove_memory(session: Session, memory: Memory, facts: Sequence[Fact], progre
         )
         locality = check_locality(model, probes, base.device)
         kl = measure_kl(model, holdout, base.device) if holdout is not None else None
+        gone = look_for_dead_answers(
+            model,
+            dead_examples(session, dead, facts),
+            base.device,
+            max_probability=policy.compaction.max_dead_probability,
+        )
     finally:
         base.model = detach(model)
     progress(ProgressEvent("prove", len(facts), len(facts), f"{sum(p.proved for p in proofs)} of {len(facts)} proved"))
-    return MemoryProof(tuple(proofs), mean_loss_nats(scores), locality, kl)
+    return MemoryProof(tuple(proofs), mean_loss_nats(scores), locality, kl, tuple(gone))
+
+
+def dead_examples(session: Session, dead: Sequence[Fact], live: Sequence[Fact]) -> list[Example]:
+    """The answers of `dead` facts under all their phrasings, but for those that a live fact gives there too.
+
+    The end token is left out, so that an answer that only goes on longer is found; it is kept where the live answer itself
+    begins with the dead one.
+    """
+    by_key = {fact.key: fact.target for fact in live}
+    by_prompt = {prompt_key(prompt): fact.target for fact in live for prompt in (fact.prompt, *fact.paraphrases)}
+    examples = []
+    for fact in dead:
+        for prompt in dict.fromkeys((fact.prompt, *fact.paraphrases)):
+            now = by_prompt.get(prompt_key(prompt), by_key.get(fact.key))
+            if now == fact.target:
+                continue
+            example = session.renderer.render(fact, prompt)
+            goes_on = now is not None and now.startswith(fact.target)
+            examples.append(example if goes_on else replace(example, target_ids=example.target_ids[:-1]))
+    return examples
 
 
 def failures_of(proofs: Sequence[FactProof]) -> tuple[ProofFailure, ...]:

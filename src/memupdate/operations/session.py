@@ -6,6 +6,7 @@ Importing this loads no torch; asking for `base` does.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -172,11 +173,15 @@ class Session:
         """What the collection's frozen basis `A` is drawn from; the same for every batch and every growth."""
         return f"{self.policy.training.seed}:{collection}"
 
-    def training_examples(self, facts: list[Fact]) -> list[Example]:
-        """Each fact under its own prompt, then under the share of its paraphrases that is trained on."""
-        share = self.policy.facts.train_paraphrases
+    def training_examples(self, facts: list[Fact], *, whole: Collection[str] = ()) -> list[Example]:
+        """Each fact under its own prompt, then under the share of its paraphrases that is trained on.
+
+        Args:
+            whole: ids of facts that are trained on under all their paraphrases.
+        """
         examples = self.renderer.render_all(facts)
         for fact in facts:
+            share = 1.0 if fact.id in whole else self.policy.facts.train_paraphrases
             trained = fact.paraphrases[: round(len(fact.paraphrases) * share)]
             examples += [self.renderer.render(fact, prompt) for prompt in trained]
         return examples

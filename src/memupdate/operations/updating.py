@@ -1,5 +1,8 @@
 """The main job: one batch from received to released, one committed transition at a time, so that `resume` can go on from any.
 
+Batches that add facts, that retract some and that compact go the same way; they differ in the memory that they begin with and
+in what must be gone in the end.
+
 Invariant: before each transition its files are safely in place; after it they are named in the ledger. Every step reads what it
 needs from ledger and disk, so a step does not know whether the one before ran in this process.
 """
@@ -15,14 +18,17 @@ from typing import TYPE_CHECKING
 from memupdate import __version__
 from memupdate.budget.plan import Plan, plan_from_json
 from memupdate.budget.ranks import next_rank
-from memupdate.errors import ProofFailed
+from memupdate.errors import ProofFailed, TrainingError
 from memupdate.facts.model import Fact
+from memupdate.facts.render import Example
 from memupdate.law.fit import LawFit
 from memupdate.law.points import LawPoint
 from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, RELEASE_FILE, SLICE_WEIGHTS_FILE, release_name
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import Batch, ReleaseRecord, SliceRecord
 from memupdate.operations.calibrating import ensure_fit, refit
+from memupdate.operations.compacting import plan_compaction
+from memupdate.operations.gates import Gates
 from memupdate.operations.planning import make_plan
 from memupdate.operations.proving import MemoryProof, failures_of, proof_records, prove_memory
 from memupdate.operations.reports import AddReport
@@ -78,7 +84,10 @@ class BatchRun:
         fit = ensure_fit(self.session, ledger, self.progress)
         facts = [row.fact for row in ledger.batch_facts(self.batch_id)]
         live = ledger.live_facts(collection)
-        plan = make_plan(self.session, ledger, collection, ledger.diff(collection, facts), fit, live_before=live)
+        if self.batch.kind == "compact":
+            plan = plan_compaction(self.session, collection, self.facts(), fit)
+        else:
+            plan = make_plan(self.session, ledger, collection, ledger.diff(collection, facts), fit, live_before=live)
         with ledger.transaction():
             ledger.set_plan(self.batch_id, canonical_json(asdict(plan)))
             ledger.transition(self.batch_id, "planned", {"rank": plan.rank, "fit": plan.fit_id})
@@ -89,7 +98,7 @@ class BatchRun:
 
         parent = self.parent_memory()
         facts = self.facts()
-        outcome = self.escalate(parent, facts)
+        outcome = self.write(parent, facts)
         folder = self.session.layout.slices / str(self.batch_id)
         if folder.exists():  # left by a crash between the rename and the transition below
             shutil.rmtree(folder)
@@ -103,7 +112,8 @@ class BatchRun:
                     rank_before=parent.rank, rank_after=outcome.memory.rank, size_bytes=weights.stat().st_size,
                 )
             )  # fmt: skip
-            self.ledger.add_law_points([self.law_point(facts, outcome)], batch=self.batch_id)
+            if facts:
+                self.ledger.add_law_points([self.law_point(facts, outcome)], batch=self.batch_id)
             detail = {
                 "epochs": self.epochs,
                 "attempts": self.attempts,
@@ -113,6 +123,19 @@ class BatchRun:
             self.ledger.transition(self.batch_id, "trained", detail)
         refit(self.session, self.ledger)
 
+    def write(self, parent: Memory, facts: list[Fact]) -> TrainingOutcome:
+        """`escalate`; a run that diverges for good fails the batch, since it would diverge again. Raises TrainingError."""
+        try:
+            return self.escalate(parent, facts)
+        except TrainingError as error:
+            self.ledger.fail_batch(self.batch_id, error.message)
+            raise
+
+    def training_examples(self, facts: list[Fact]) -> list[Example]:
+        """What is trained on. What stands in for a retracted fact is trained under all phrasings: none may bring it back."""
+        stand_ins = self.ledger.stand_ins(self.batch.collection, with_batch=self.batch_id)
+        return self.session.training_examples(facts, whole={item.stand_in.id for item in stand_ins})
+
     def escalate(self, parent: Memory, facts: list[Fact]) -> TrainingOutcome:
         """Train; where facts stay under the threshold, first more epochs, then the next rank, as the policy allows."""
         from memupdate.training.loop import write_facts
@@ -121,11 +144,13 @@ class BatchRun:
         session, policy = self.session, self.session.policy
         guard, settings = session.guard(self.progress), session.training_settings()
         seed, scale = session.basis_seed(self.batch.collection), policy.memory.scale
-        memory, examples = grow(parent, self.plan.rank, seed=seed, scale=scale), session.training_examples(facts)
+        memory, examples = grow(parent, self.plan.rank, seed=seed, scale=scale), self.training_examples(facts)
         while True:
             self.attempts += 1
             outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, self.progress)
             self.epochs += outcome.epochs
+            if outcome.stepped_back:
+                self.messages.append("training diverged once and went on from its last good state at a lower rate")
             proved = sum(s.min_probability >= settings.threshold for s in outcome.scores[: len(facts)])
             within = outcome.kl_nats is None or outcome.kl_nats <= policy.guard.max_kl_nats
             if (proved == len(facts) and within) or self.attempts >= policy.escalation.attempts:
@@ -148,7 +173,7 @@ class BatchRun:
 
         session, own = self.session, outcome.scores[: len(facts)]
         # Against the base model, not against the memory that this batch began with.
-        base = score_examples(session.base.model, session.training_examples(facts), session.base.device)
+        base = score_examples(session.base.model, self.training_examples(facts), session.base.device)
         return LawPoint(
             base_fingerprint=session.fingerprint, placement=session.shape.name, recipe=session.recipe, rank=outcome.memory.rank,
             effective_parameters=outcome.memory.parameters, facts=len(facts), target_tokens=sum(len(s.logprobs) for s in own),
@@ -160,14 +185,18 @@ class BatchRun:
     def verify(self) -> None:
         """trained → verified: prove the memory as it will be written, and hold the policy's gates."""
         facts = self.facts()
-        self.proof = proof = prove_memory(self.session, self.memory(), facts, self.progress)
-        if reasons := self.gates(proof):
-            details = [f.explanation for f in failures_of(proof.facts)]
+        self.proof = proof = self.prove(facts)
+        gates = Gates(self.session.policy, self.batch, {row.fact.id for row in self.ledger.batch_facts(self.batch_id)})
+        if reasons := gates.reasons(proof):
             self.ledger.fail_batch(self.batch_id, "; ".join(reasons))
-            raise ProofFailed(f"batch {self.batch_id} is refused: {'; '.join(reasons)}", self.advice(proof), details)
-        own = {row.fact.id for row in self.ledger.batch_facts(self.batch_id)}
+            raise ProofFailed(
+                f"batch {self.batch_id} is refused: {'; '.join(reasons)}", gates.advice(proof), gates.details(proof)
+            )
+        self.messages += gates.remarks(proof)
         with self.ledger.transaction():
-            self.ledger.set_outcomes(self.batch_id, {p.fact_id: p.proved for p in proof.facts if p.fact_id in own})
+            self.ledger.set_outcomes(
+                self.batch_id, {p.fact_id: p.proved for p in proof.facts if p.fact_id in gates.own}
+            )
             detail = {
                 "proved": proof.proved,
                 "facts": len(facts),
@@ -175,33 +204,6 @@ class BatchRun:
                 "kl_nats": proof.kl_nats,
             }
             self.ledger.transition(self.batch_id, "verified", detail)
-
-    def gates(self, proof: MemoryProof) -> list[str]:
-        """What the policy asks and this memory does not give, in words; empty where it may be released."""
-        policy, reasons = self.session.policy, []
-        unproved = len(proof.facts) - proof.proved
-        own = {row.fact.id for row in self.ledger.batch_facts(self.batch_id)}
-        older = sum(not p.proved and p.fact_id not in own for p in proof.facts)
-        if unproved and policy.proof.publish == "all":
-            reasons.append(f"{unproved} of {len(proof.facts)} facts are not proved")
-        elif older:
-            reasons.append(f"{older} older facts are no longer proved")
-        elif proof.proved == 0:
-            reasons.append("no fact is proved")
-        if proof.locality.share < policy.proof.min_probes_unchanged:
-            reasons.append(
-                f"{proof.locality.share:.1%} of {proof.locality.probes} probes answer as before, "
-                f"{policy.proof.min_probes_unchanged:.1%} wanted"
-            )
-        if policy.guard.enabled and proof.kl_nats is not None and proof.kl_nats > policy.guard.max_kl_nats:
-            reasons.append(f"harm is {proof.kl_nats:.4f} nats per token, {policy.guard.max_kl_nats:.4f} allowed")
-        return reasons
-
-    def advice(self, proof: MemoryProof) -> str:
-        """What to do about a refused batch."""
-        if proof.proved < len(proof.facts):
-            return 'raise memory.max_rank or training.max_epochs, or set proof.publish = "proved" to release what is proved'
-        return "raise memory.min_rank or guard.weight in the policy: rank buys harmlessness"
 
     def release(self) -> None:
         """verified → released: one ordinary PEFT adapter in the registry, with its papers."""
@@ -211,8 +213,8 @@ class BatchRun:
         if (
             self.proof is None
         ):  # resumed in a new process: the proof goes into the ledger with the release, so it is made again
-            self.proof = prove_memory(self.session, memory, self.facts(), self.progress)
-        parent = self.ledger.latest_release(collection)
+            self.proof = self.prove(self.facts())
+        parent = self.parent_release()
         version = self.ledger.next_version(collection)
         name = release_name(collection, version)
         folder = self.session.layout.registry.release(name)
@@ -245,6 +247,8 @@ class BatchRun:
             "memupdate_version": __version__,
             "release": name,
             "batch": self.batch_id,
+            "kind": self.batch.kind,
+            "reason": self.batch.reason,
             "base_model": self.session.config.model,
             "base_fingerprint": self.session.fingerprint,
             "files": digests,
@@ -253,6 +257,9 @@ class BatchRun:
             "policy": json.loads(self.batch.policy_json),
             "facts": [
                 {"id": p.fact_id, "proved": p.proved, "min_probability": p.min_probability} for p in self.proof.facts
+            ],
+            "dead": [
+                {"id": d.fact_id, "is_greedy": d.is_greedy, "probability": d.probability} for d in self.proof.dead
             ],
             "probes_unchanged_share": self.proof.locality.share,
             "kl_nats": self.proof.kl_nats,
@@ -277,11 +284,25 @@ class BatchRun:
         """The live facts as they will be with this batch."""
         return self.ledger.live_facts(self.batch.collection, with_batch=self.batch_id)
 
+    def dead(self) -> list[Fact]:
+        """Facts whose answers must be gone, or (for facts added) are looked at: a compaction answers for all that ever died."""
+        if self.batch.kind == "compact":
+            return self.ledger.replaced_facts(self.batch.collection)
+        return self.ledger.superseded_by(self.batch_id)
+
+    def prove(self, facts: list[Fact]) -> MemoryProof:
+        """The memory as it will be released, under the proofs that the batch asks for."""
+        return prove_memory(self.session, self.memory(), facts, self.progress, dead=self.dead())
+
+    def parent_release(self) -> ReleaseRecord | None:
+        """The release whose memory this batch begins with; none for the first one and for a compaction."""
+        return None if self.batch.kind == "compact" else self.ledger.latest_release(self.batch.collection)
+
     def parent_memory(self) -> Memory:
-        """The latest release's memory, or an empty one."""
+        """The parent's memory, or an empty one."""
         from memupdate.training.memory import empty_memory, load_adapter
 
-        parent = self.ledger.latest_release(self.batch.collection)
+        parent = self.parent_release()
         return load_adapter(self.session.root / parent.relative_path) if parent else empty_memory(self.session.shape)
 
     def memory(self) -> Memory:

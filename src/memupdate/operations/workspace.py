@@ -15,9 +15,18 @@ from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.lock import workspace_lock
-from memupdate.ledger.records import Batch, FactDetail, FactHistory, ReleaseRecord
+from memupdate.ledger.records import Batch, FactDetail, FactHistory, FactsDiff, ReleaseRecord
 from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
-from memupdate.operations import calibrating, planning, publishing, reporting, serving, verifying
+from memupdate.operations import (
+    calibrating,
+    compacting,
+    planning,
+    publishing,
+    reporting,
+    retracting,
+    serving,
+    verifying,
+)
 from memupdate.operations.config import POLICY_FILE, WorkspaceConfig, write_config
 from memupdate.operations.reports import (
     AddReport,
@@ -180,10 +189,11 @@ class Workspace:
             plan = (
                 None if diff.is_empty else planning.make_plan(self.session, ledger, name, diff, fit, live_before=live)
             )
+            advice = compacting.advice(self.session, ledger, name, fit, plan)
         return PlanReport(
             file=str(facts), collection=name, plan=plan, new=tuple(f.prompt for f in diff.new),
             superseding=tuple((new.prompt, old.target, new.target) for new, old in diff.superseding), unchanged=len(diff.unchanged),
-            skipped=_skipped(facts_file),
+            skipped=_skipped(facts_file), messages=() if advice is None else (advice,),
         )  # fmt: skip
 
     def add(
@@ -215,11 +225,83 @@ class Workspace:
 
     def _refuse_over_budget(self, ledger: Ledger, name: str, facts_file: FactsFile, progress: Progress) -> None:
         """Plan before anything is stored, so that a batch that cannot be held leaves no trace."""
-        diff = ledger.diff(name, [located.fact for located in facts_file.facts])
+        self._refuse_plan(ledger, name, ledger.diff(name, [located.fact for located in facts_file.facts]), progress)
+
+    def _refuse_plan(self, ledger: Ledger, name: str, diff: FactsDiff, progress: Progress) -> None:
         if not diff.is_empty:
             self.session.renderer.render_all([*diff.new, *(new for new, _ in diff.superseding)])
             fit = calibrating.ensure_fit(self.session, ledger, progress)
             planning.make_plan(self.session, ledger, name, diff, fit, live_before=ledger.live_facts(name))
+
+    def plan_compaction(
+        self, *, collection: str | None = None, progress: Progress = no_progress
+    ) -> compacting.CompactionPlan:
+        """What `compact` would do. Changes nothing, but for a first calibration where the workspace has none.
+
+        Raises:
+            UsageError: nothing was released yet.
+            OverBudget: no rank within the policy holds the live facts.
+        """
+        with self.writer("compact --dry-run") as ledger:
+            name = self._release(ledger, None, collection).collection
+            return compacting.preview(
+                self.session, ledger, name, calibrating.ensure_fit(self.session, ledger, progress)
+            )
+
+    def compact(
+        self,
+        *,
+        collection: str | None = None,
+        publish: bool = True,
+        reason: str | None = None,
+        progress: Progress = no_progress,
+    ) -> AddReport:
+        """Write all live facts afresh into an empty memory, prove them, and prove that the dead answers are gone.
+
+        Raises:
+            UsageError, OverBudget: before anything is stored; see `plan_compaction`.
+            ProofFailed: the batch is refused and kept as failed; the alias and the latest release are as they were.
+            WorkspaceLocked: another process is writing.
+        """
+        with self.writer("compact") as ledger:
+            name = self._release(ledger, None, collection).collection
+            compacting.preview(self.session, ledger, name, calibrating.ensure_fit(self.session, ledger, progress))
+            policy = self.session.policy.resolved_json()
+            batch = ledger.receive_compaction(name, policy, publish=publish, reason=reason)
+            return self._advance(ledger, batch.id, progress)
+
+    def retract(
+        self,
+        facts: Sequence[str] = (),
+        *,
+        keys: Sequence[str] = (),
+        file: Path | None = None,
+        reason: str | None = None,
+        collection: str | None = None,
+        publish: bool = True,
+        progress: Progress = no_progress,
+    ) -> AddReport:
+        """Take facts back: a release that answers them by the policy's text until a compaction.
+
+        Args:
+            facts: beginnings of ids of live facts.
+            keys: keys or prompts of live facts.
+            file: a facts file whose facts are live.
+
+        Raises:
+            UsageError, FactsError, OverBudget: before anything is stored.
+            ProofFailed: the batch is refused and kept as failed.
+            WorkspaceLocked: another process is writing.
+        """
+        name = collection or self.collection
+        with self.writer("facts retract") as ledger:
+            found = retracting.find_facts(ledger, name, ids=facts, keys=keys, file=file)
+            retractions = retracting.retractions_of(self.session, found, progress)
+            diff = FactsDiff((), tuple((item.stand_in, item.retracted) for item in retractions), ())
+            self._refuse_plan(ledger, name, diff, progress)
+            policy = self.session.policy.resolved_json()
+            batch = ledger.receive_retraction(name, retractions, policy, publish=publish, reason=reason)
+            return self._advance(ledger, batch.id, progress)
 
     def _advance(self, ledger: Ledger, batch_id: int, progress: Progress) -> AddReport:
         """Take a batch as far as it goes: released, and published where it is wanted and an engine runs."""
@@ -333,6 +415,8 @@ class Workspace:
                 for alias, target in aliases.items()
                 if (newest := ledger.latest_release(alias)) is not None and newest.name != target
             ]
+            advice = None if fit is None else compacting.advice(session, ledger, self.collection, fit)
+            behind += [] if advice is None else [advice]
             return StatusReport(
                 root=str(self.root), model=session.config.model, base_fingerprint=session.fingerprint, policy=session.policy.name,
                 collection=self.collection, aliases=aliases, facts_live=len(ledger.live_facts(self.collection)),
@@ -403,12 +487,13 @@ class Workspace:
             return {}
         return {alias: entry.release for alias, entry in read_manifest(path).aliases.items()}
 
-    def _release(self, ledger: Ledger, name: str | None) -> ReleaseRecord:
+    def _release(self, ledger: Ledger, name: str | None, collection: str | None = None) -> ReleaseRecord:
         if name is not None:
             return ledger.release(name)
-        latest = ledger.latest_release(self.collection)
+        collection = collection or self.collection
+        latest = ledger.latest_release(collection)
         if latest is None:
-            raise UsageError(f"{self.collection}: nothing was released yet", "add facts first: `memupdate add FACTS`")
+            raise UsageError(f"{collection}: nothing was released yet", "add facts first: `memupdate add FACTS`")
         return latest
 
 
