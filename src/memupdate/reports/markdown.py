@@ -93,4 +93,4 @@ def _releases(rows: Sequence[ReleaseRow], *, compared: dict[str, str]) -> str:
 
 def _weak(fact: WeakFact) -> str:
     text = f"{code(fact.prompt)} → {code(fact.target)}: weakest token {texts.number(fact.min_probability)}"
-    return text + (f", **unproved {fact.times_unproved} times**" if fact.times_unproved else "")
+    return text + (f", **unproved {texts.times(fact.times_unproved)}**" if fact.times_unproved else "")

@@ -226,7 +226,7 @@ def _margins(report: CapacityReport, own: Margins) -> Plot:
 
 def _strip(fact: WeakFact) -> Strip:
     if fact.times_unproved:
-        verdict = f"unproved {fact.times_unproved} time{'s' if fact.times_unproved > 1 else ''}"
+        verdict = f"unproved {texts.times(fact.times_unproved)}"
         if fact.failed_token is not None:
             verdict += f"; token {(fact.failed_position or 0) + 1} should be “{texts.shown(fact.failed_token, 40)}”"
         if fact.emitted_token is not None:

@@ -55,6 +55,11 @@ def interval(value: Interval | None) -> str:
     return "–" if value is None else f"{number(value.mid)} ({number(value.low)} to {number(value.high)})"
 
 
+def times(count: int) -> str:
+    """`1 time`, `3 times`."""
+    return f"{count:,} time" + ("" if count == 1 else "s")
+
+
 def forecast_sentence(capacity: CollectionCapacity) -> str:
     """The forecast in one or two sentences."""
     found = capacity.forecast

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 GROUND, INK, QUIET, GRID = "#fcfcfa", "#1d2733", "#5b6673", "#e3e6e9"
 GOOD, BAD = "#0f7b6c", "#b3371d"
-SHADES = ("#4f9bd9", "#2f7fc4", "#1f64a6", "#164b82", "#0d3159")
+SHADES = ("#4793d3", "#2f7fc4", "#1f64a6", "#164b82", "#0d3159")
 """One hue from light to dark, for magnitudes; each step keeps at least 3:1 against the ground."""
 VARIABLES = {
     GROUND: "ground",
