@@ -39,6 +39,7 @@ VIEWS = {
     "`superseded`, `retracted`, `dropped` (by a compaction, of what stood in for a retracted fact) or `live`.",
     "live_facts": "What the newest release of each collection holds.",
     "batch_summary": "A batch with its release and the counts of its facts.",
+    "latest_proofs": "The newest proof of each fact in each release on each engine; `id` leads to the rest in `proofs`.",
     "fact_provenance": "From a fact to its release, file, line and policy.",
 }
 """What each view answers; a view that is not described here is an error, so that none stays so."""

@@ -44,14 +44,14 @@ def draw_law(fit: LawFit, points: Sequence[LawPoint], path: Path, *, title: str)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.012, ha="left")
         _draw_loss(left, fit, points)
         _draw_proved(right, fit, points)
-        _add_legend(figure, left, columns=4)
+        _add_legend(figure, left, points, columns=4)
         _write_picture(figure, path, title=title)
 
 
 def loss_svg(fit: LawFit, points: Sequence[LawPoint]) -> str:
     """For a page: the loss that is left."""
     description = f"Loss that is left against target tokens, one curve for each of ranks {_named(points)}"
-    return _panel("law-loss", description, lambda axes: _draw_loss(axes, fit, points))
+    return _panel("law-loss", description, points, lambda axes: _draw_loss(axes, fit, points))
 
 
 def proved_svg(fit: LawFit, points: Sequence[LawPoint], *, wanted_share: float) -> str:
@@ -62,7 +62,7 @@ def proved_svg(fit: LawFit, points: Sequence[LawPoint], *, wanted_share: float) 
         _draw_proved(axes, fit, points)
         _draw_limit(axes, 100 * wanted_share, "policy: at least")
 
-    return _panel("law-proved", description, draw)
+    return _panel("law-proved", description, points, draw)
 
 
 def harm_svg(fit: LawFit, points: Sequence[LawPoint], *, max_kl_nats: float | None) -> str:
@@ -76,7 +76,7 @@ def harm_svg(fit: LawFit, points: Sequence[LawPoint], *, max_kl_nats: float | No
         if max_kl_nats is not None:
             _draw_limit(axes, max_kl_nats, "policy: at most")
 
-    return _panel("law-harm", description, draw)
+    return _panel("law-harm", description, points, draw)
 
 
 def chosen_ranks(points: Sequence[LawPoint]) -> list[int]:
@@ -88,11 +88,11 @@ def chosen_ranks(points: Sequence[LawPoint]) -> list[int]:
     return [ranks[round(index * step)] for index in range(MAX_CURVES)]
 
 
-def _panel(name: str, description: str, draw: Callable[[Any], None]) -> str:
+def _panel(name: str, description: str, points: Sequence[LawPoint], draw: Callable[[Any], None]) -> str:
     with style():
         figure, (axes,) = new_figure()
         draw(axes)
-        _add_legend(figure, axes, columns=3)
+        _add_legend(figure, axes, points, columns=3)
         return page_svg(figure, name=name, description=description)
 
 
@@ -196,16 +196,16 @@ def _log_values(axes: Any) -> None:
     axes.minorticks_off()
 
 
-def _add_legend(figure: Any, axes: Any, *, columns: int) -> None:
+def _add_legend(figure: Any, axes: Any, points: Sequence[LawPoint], *, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles, labels = axes.get_legend_handles_labels()
-    handles += [
-        Line2D([], [], **_marker(False, face=QUIET, edge=QUIET)),
-        Line2D([], [], **_marker(False, face=GROUND, edge=QUIET)),
-        Line2D([], [], **_marker(True, face=QUIET, edge=QUIET)),
-    ]
-    labels += ["calibration", "hollow: “at least” only", "batch"]
+    marks = {"calibration": (False, QUIET), "hollow: “at least” only": (False, GROUND)}
+    if any(point.origin == "batch" for point in points):
+        marks["batch"] = (True, QUIET)
+    for label, (is_batch, face) in marks.items():
+        handles.append(Line2D([], [], **_marker(is_batch, face=face, edge=QUIET)))
+        labels.append(label)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
