@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memupdate.resources import resource_dir
+
+if TYPE_CHECKING:
+    from memupdate import Workspace
 
 Row = dict[str, Any]
 
@@ -33,3 +37,15 @@ def set_policy(policy: Path, values: dict[str, str]) -> None:
             lines.append(f"[{section}]")
         lines.insert(lines.index(f"[{section}]") + 1, f"{key} = {value}")
     policy.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def add_points_of_the_shipped_law(workspace: Workspace) -> None:
+    """A policy of its own has no calibration; give it the shipped points, so that a test need not measure for minutes."""
+    from memupdate.law.points import points_from_json
+    from memupdate.operations import calibrating
+
+    session = workspace.session
+    points = points_from_json((resource_dir("atlas") / "calibration.json").read_text(encoding="utf-8"))
+    with workspace.writer("test") as ledger:
+        ledger.add_law_points([replace(point, recipe=session.recipe) for point in points])
+        calibrating.refit(session, ledger)

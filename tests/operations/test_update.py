@@ -18,7 +18,7 @@ from memupdate.resources import resource_dir
 from memupdate.serving.adapter_check import check_adapter
 from memupdate.serving.manifest import read_manifest
 from memupdate.storage import file_sha256
-from support import news, write_facts_file
+from support import add_points_of_the_shipped_law, news, write_facts_file
 
 Make = Callable[..., Workspace]
 FEW = 8
@@ -146,20 +146,6 @@ def test_a_second_writer_is_told_who_works(make_workspace: Make, few: Path) -> N
         pytest.raises(WorkspaceLocked, match=r"add big\.jsonl"),
     ):
         workspace.add(few)
-
-
-def add_points_of_the_shipped_law(workspace: Workspace) -> None:
-    """A policy of its own has no calibration; give it the shipped points, so that a test need not measure for minutes."""
-    from dataclasses import replace
-
-    from memupdate.law.points import points_from_json
-    from memupdate.operations import calibrating
-
-    session = workspace.session
-    points = points_from_json((resource_dir("atlas") / "calibration.json").read_text(encoding="utf-8"))
-    with workspace.writer("test") as ledger:
-        ledger.add_law_points([replace(point, recipe=session.recipe) for point in points])
-        calibrating.refit(session, ledger)
 
 
 def test_the_policy_may_release_what_is_proved_and_report_the_rest(make_workspace: Make, few: Path) -> None:

@@ -81,7 +81,7 @@ class Gates:
         if self.left_over(proof) and self.batch.kind == "retract":
             return "set another retraction.answer in the policy, or raise training.max_epochs"
         if self.left_over(proof):
-            return "raise compaction.max_dead_probability if these are mere guesses, or add what is true in their place"
+            return "retract what still says so, or add what is true; raise compaction.max_dead_probability for mere guesses"
         advice = "raise memory.min_rank or guard.weight in the policy: rank buys harmlessness"
         if self.batch.kind == "compact":
             return advice

@@ -87,13 +87,10 @@ class _Search:
     def by_key(self, key: str) -> None:
         facts = self.by_any_key.get(key) or self.by_any_key.get(normalise(key), [])
         self.found |= {fact.id: fact for fact in facts}
-        if not facts:
-            known = [row.fact for row in self._history_of(key)]
-            self.problems.append(
-                self._why_not(known[-1], key, self.ledger.fact(known[-1].id).history)
-                if known
-                else f"{key}: no fact of {self.collection} is about this"
-            )
+        if not facts and (history := self._history_of(key)):
+            self.problems.append(self._why_not(history[-1].fact, key, history))
+        elif not facts:
+            self.problems.append(f"{key}: no fact of {self.collection} is about this")
 
     def by_content(self, fact: Fact, where: str) -> None:
         same = [old for old in self.by_any_key.get(fact.key, []) if old.target == fact.target]
@@ -106,10 +103,14 @@ class _Search:
             self.problems.append(self._why_not(fact, where, self.ledger.key_history(fact.key, self.collection)))
 
     def _history_of(self, key: str) -> list[FactHistory]:
-        for candidate in (key, f"p:{normalise(key)}"):
-            if rows := self.ledger.key_history(candidate, self.collection):
-                return [row for row in rows if row.change not in ("retracting", "dropped")]
-        return []
+        """What was ever taught about a key or a prompt, oldest first; no stand-ins."""
+        asked = normalise(key)
+        rows = self.ledger.key_history(key, self.collection) or [
+            row
+            for row in self.ledger.facts_list(self.collection, status=None, search=key.strip(" .:?!"), limit=-1)
+            if normalise(row.fact.prompt) == asked
+        ]
+        return [row for row in rows if row.change not in ("retracting", "dropped")]
 
     def _why_not(self, fact: Fact, asked: str, history: Iterable[FactHistory]) -> str:
         rows = [row for row in history if row.collection == self.collection]

@@ -142,7 +142,7 @@ class _Run:
         vocabulary = self.model.get_base_model().get_output_embeddings().weight.shape[0]
         self.net.limit_nats = loss_limit(vocabulary, before)
         self.net.keep(active)
-        steps_an_epoch = math.ceil(len(self.examples) / self.settings.batch_size)
+        steps_an_epoch = max(1, math.ceil(len(self.examples) / self.settings.batch_size))
         max_epochs = max(self.settings.max_epochs, math.ceil(_MIN_STEPS / steps_an_epoch))
         while epoch < max_epochs:
             if not active and self.settings.stop_when_stored:
