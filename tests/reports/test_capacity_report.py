@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,28 @@ def test_the_terminal_says_the_same(report) -> None:
     assert "\u202e" not in shown
 
 
+def test_a_compaction_is_no_growth_and_clears_the_dead(reported: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(reported.root, tmp_path / "ws")
+    workspace = Workspace(tmp_path / "ws")
+    before = workspace.report()
+    with workspace.writer("test") as ledger:
+        latest = ledger.latest_release("acme")
+        assert latest is not None
+        batch = ledger.receive_compaction("acme", workspace.session.policy.resolved_json())
+        ledger.set_plan(batch.id, "{}")
+        for state in ("planned", "trained", "verified"):
+            ledger.transition(batch.id, state)
+        ledger.record_release(
+            replace(latest, name="acme@v5", version=5, batch=batch.id, created_at_utc="2026-03-05T12:00:00.000Z")
+        )
+        ledger.transition(batch.id, "released")
+    report = workspace.report()
+    assert [row.kind for row in report.releases] == ["add"] * 4 + ["compact"]
+    assert (before.collections[0].facts_dead, report.collections[0].facts_dead) == (1, 0)
+    assert report.collections[0].forecast.batches_seen == before.collections[0].forecast.batches_seen == 4
+    assert "acme@v5 (compact)" in text_of(report)
+
+
 def test_one_collection_or_all(reported: Workspace) -> None:
     assert [item.collection for item in reported.report("acme").collections] == ["acme"]
     with pytest.raises(LedgerError, match="nobody: no such collection") as caught:
@@ -136,8 +160,6 @@ def test_without_a_law_there_must_be_releases_to_speak_of(uncalibrated: Workspac
 
 def test_a_policy_without_a_law_still_reports_its_releases(reported: Workspace, tmp_path: Path) -> None:
     """After an edit of the policy no law matches any more; the releases are there all the same."""
-    import shutil
-
     from memupdate.reports.markdown import markdown_summary
     from memupdate.reports.page import html_page
     from support import set_policy
