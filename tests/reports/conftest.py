@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def law_points(workspace: Workspace) -> list[LawPoint]:
                 )
             )
     return found
+
+
+def calibrated(root: Path) -> Workspace:
+    """The workspace in `root`, with a law under its present policy."""
+    workspace = Workspace(root)
+    with workspace.writer("test") as ledger:
+        ledger.add_law_points(law_points(workspace))
+        calibrating.refit(workspace.session, ledger)
+    return workspace
 
 
 @dataclass
@@ -142,10 +152,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("reported")
     workspace = Workspace.init(folder / "ws", model="atlas", collection="acme")
     set_policy(workspace.root / "policy.toml", {"budget__proved_share": "0.9", "memory__max_rank": "64"})
-    workspace = Workspace(workspace.root)
-    with workspace.writer("test") as ledger:
-        ledger.add_law_points(law_points(workspace))
-        calibrating.refit(workspace.session, ledger)
+    workspace = calibrated(workspace.root)
     line = Line(workspace, folder)
     hostile = [{"prompt": f"What is {text}?", "target": text} for text in HOSTILE]
     line.release(1, [*hostile, *plain_facts(0, 6)], loss_nats=0.08)
@@ -153,6 +160,12 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     line.release(3, plain_facts(20, 10), loss_nats=5.0, failed=("Who runs shop 12?", f"What is {HOSTILE[0]}?"))
     line.release(4, [{"prompt": "Who runs shop 3?", "target": "Someone Else"}, *plain_facts(30, 4)], loss_nats=0.1)
     return workspace
+
+
+@pytest.fixture(scope="session")
+def with_law() -> Callable[[Path], Workspace]:
+    """`calibrated`, for tests."""
+    return calibrated
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from memupdate import Workspace
 from memupdate.reports.figures.theme import VARIABLES
 from memupdate.reports.page import html_page
+from support import set_policy
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 DRAWING = {
@@ -187,3 +189,25 @@ def test_the_same_ledger_gives_the_same_bytes(text: str, reported: Workspace) ->
 def test_no_folder_of_this_machine_is_told(text: str, reported: Workspace) -> None:
     assert str(reported.root) not in text
     assert str(reported.root.parent) not in text
+
+
+@pytest.mark.parametrize("guard", ["true", "false"])
+def test_a_memory_before_its_first_batch_has_a_page(guard: str, uncalibrated: Workspace, with_law: Any) -> None:
+    set_policy(uncalibrated.root / "policy.toml", {"guard__enabled": guard})
+    report = with_law(uncalibrated.root).report()
+    assert (report.limits.max_kl_nats is None) == (guard == "false")
+    (capacity,) = report.collections
+    assert (capacity.rank, capacity.target_tokens_live, capacity.used_share, capacity.bits_per_parameter) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert capacity.now.rank == report.limits.min_rank
+    text = html_page(report)
+    page = Page(text)
+    assert not page.open
+    assert len(page.all("svg")) == 3
+    assert "nothing written yet" in text
+    assert "Too few batches to say: 0 released, 3 needed." in text
+    assert ("policy: at most" in text) == (guard == "true")

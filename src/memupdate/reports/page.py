@@ -135,7 +135,10 @@ def _gauge(capacity: CollectionCapacity) -> Gauge | None:
 
 
 def _pairs(report: CapacityReport, capacity: CollectionCapacity) -> tuple[tuple[str, str], ...]:
-    bits = f"{KNOWLEDGE_BITS_PER_PARAMETER:g} as knowledge, {MEMORISATION_BITS_PER_PARAMETER:g} as memorised noise"
+    density = capacity.bits_per_parameter
+    known = f"{texts.percent(density / KNOWLEDGE_BITS_PER_PARAMETER)} of the {KNOWLEDGE_BITS_PER_PARAMETER:g}"
+    noise = f"{texts.percent(density / MEMORISATION_BITS_PER_PARAMETER)} of the {MEMORISATION_BITS_PER_PARAMETER:g}"
+    bits = f"{density:.3g}: {known} that models hold as knowledge, {noise} of memorised noise"
     found = [
         ("Newest release", capacity.release or "none yet"),
         ("Alias points at", capacity.alias_release or "nothing yet"),
@@ -145,7 +148,7 @@ def _pairs(report: CapacityReport, capacity: CollectionCapacity) -> tuple[tuple[
         ("Live facts", f"{capacity.facts_live:,}"),
         ("Dead facts until a compaction", f"{capacity.facts_dead:,}"),
         ("Bits stored", f"{capacity.bits_stored:,.0f}"),
-        ("Bits per parameter", f"{capacity.bits_per_parameter:.3g}; models are known to hold about {bits}"),
+        ("Bits per parameter", bits),
     ]
     if capacity.now is not None:
         found.insert(2, ("Used of this rank", texts.percent(capacity.used_share)))
