@@ -153,7 +153,8 @@ def test_over_budget_says_what_is_missing_and_what_would_do():
     assert "\n" not in error.message
     assert f"room for {room:,} target tokens, {5000 - room:,} too few" in error.message
     assert error.hint.startswith(f"raise memory.max_rank to {needed},")
-    assert "compact" in error.hint
+    assert "split the facts" in error.hint
+    assert "compact" not in error.hint, "the live facts would be the same"
     assert len(error.details) == len([rank for rank in RANK_LADDER if 8 <= rank <= 16])
 
 
@@ -168,8 +169,9 @@ def test_over_budget_by_bytes():
 
 
 def test_over_budget_when_the_memory_is_above_the_limit_already():
-    with pytest.raises(OverBudget, match=r"rank 80, above memory\.max_rank = 64"):
+    with pytest.raises(OverBudget, match=r"rank 80, above memory\.max_rank = 64") as caught:
         plan_update(request(50, rank_before=80, limits=dataclasses.replace(LIMITS, max_rank=64)))
+    assert "`memupdate compact -c acme`" in caught.value.hint
 
 
 def test_a_law_of_another_placement_is_refused():

@@ -33,6 +33,8 @@ COMMANDS = [
     ["facts"],
     ["facts", "list"],
     ["facts", "show"],
+    ["facts", "retract"],
+    ["compact"],
     ["serve"],
     ["demo"],
 ]
