@@ -11,14 +11,16 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from sqlite_utils import Database
-
 from memupdate.errors import LedgerError
-from memupdate.ledger.migrations import APPLICATION_ID, MIGRATIONS
+from memupdate.ledger.migrations import APPLICATION_ID, APPLIED_TABLE, MIGRATION_SET, STEPS
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 _BUSY_TIMEOUT_S = 10.0
 """How long to wait for another connection's transaction; ours take milliseconds."""
@@ -36,8 +38,13 @@ class LedgerDatabase:
         self.path = path
         self.readonly = readonly
         self._connection = connection
+
+    @cached_property
+    def _db(self) -> Database:
+        from sqlite_utils import Database
+
         # Plug-ins of sqlite-utils belong to other people's databases.
-        self._db = Database(connection, execute_plugins=False)
+        return Database(self._connection, execute_plugins=False)
 
     @classmethod
     def create(cls, path: Path | str) -> Self:
@@ -81,7 +88,7 @@ class LedgerDatabase:
     def _check_identity(self, *, create: bool) -> None:
         tables = [name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         (application_id,) = self._connection.execute("PRAGMA application_id").fetchone()
-        blank = not set(tables) - {MIGRATIONS.migrations_table, "sqlite_sequence"}
+        blank = not set(tables) - {APPLIED_TABLE, "sqlite_sequence"}
         if application_id == APPLICATION_ID or (blank and create):
             return
         what = "an empty database" if blank else "a database, but not a memupdate ledger"
@@ -89,13 +96,13 @@ class LedgerDatabase:
         raise LedgerError(f"{self.path}: {what}", hint)
 
     def _migrate(self) -> None:
-        known = {migration.name for migration in MIGRATIONS._migrations}
-        unknown = [step.name for step in MIGRATIONS.applied(self._db) if step.name not in known]
+        applied = self._applied_steps()
+        unknown = [name for name in applied if name not in STEPS]
         if unknown:
             raise LedgerError(
                 f"{self.path}: written by a newer memupdate (it has {', '.join(unknown)})", "upgrade memupdate"
             )
-        pending = [step.name for step in MIGRATIONS.pending(self._db)]
+        pending = [name for name in STEPS if name not in applied]
         if not pending:
             return
         if self.readonly:
@@ -103,7 +110,16 @@ class LedgerDatabase:
                 f"{self.path}: written by an older memupdate (it lacks {', '.join(pending)})",
                 "run any command that writes, such as `memupdate resume`, to bring it up to date",
             )
+        from memupdate.ledger.migrations import MIGRATIONS
+
         MIGRATIONS.apply(self._db)
+
+    def _applied_steps(self) -> list[str]:
+        """Names of the steps that this file has seen, in order; looked up without sqlite-utils, for quick starts."""
+        if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [APPLIED_TABLE]).fetchone():
+            return []
+        sql = f"SELECT name FROM {APPLIED_TABLE} WHERE migration_set = ? ORDER BY rowid"
+        return [name for (name,) in self._connection.execute(sql, [MIGRATION_SET])]
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""

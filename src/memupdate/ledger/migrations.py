@@ -8,18 +8,48 @@ serve plain `sqlite3`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from sqlite_utils import Database, Migrations
+if TYPE_CHECKING:
+    from sqlite_utils import Database, Migrations
+
+    MIGRATIONS: Migrations
+    """All steps, in order, for sqlite-utils to apply."""
 
 APPLICATION_ID = 0x6D757064
 """`mupd`: tells a ledger from any other SQLite file."""
 
-MIGRATIONS = Migrations("memupdate")
+MIGRATION_SET = "memupdate"
+"""Our steps' name among those of other tools in `APPLIED_TABLE`."""
+
+APPLIED_TABLE = "_sqlite_migrations"
+"""Where sqlite-utils notes which steps have run."""
+
+STEPS: dict[str, Callable[[Database], None]] = {}
+"""Name → step, in order."""
 
 
 def _step(function: Callable[[Database], None]) -> Callable[[Database], None]:
-    MIGRATIONS()(function)
+    STEPS[function.__name__] = function
     return function
+
+
+@cache
+def _migrations() -> Migrations:
+    from sqlite_utils import Migrations
+
+    migrations = Migrations(MIGRATION_SET)
+    for function in STEPS.values():
+        migrations()(function)
+    return migrations
+
+
+def __getattr__(name: str) -> Any:
+    # Importing sqlite-utils takes longer than answering most questions, and only a ledger that is written to needs it.
+    if name == "MIGRATIONS":
+        return _migrations()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _run(db: Database, *statements: str) -> None:
