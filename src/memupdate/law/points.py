@@ -60,6 +60,19 @@ class LawPoint:
     """True where training stopped because every token cleared the margin: capacity would allow a lower loss still."""
     duration_s: float
     origin: Literal["calibration", "shipped", "batch"] = "calibration"
+    examples: int = 0
+    """Phrasings trained on, the facts' own included; 0 where not noted."""
+    steps: int = 0
+    """Optimiser steps of all attempts; 0 where not noted."""
+    attempts: int = 1
+    """Runs of the trainer at this rank: a second one goes on with more epochs."""
+    kind: str = ""
+    """What was written, where a calibration writes several kinds: `facts`, `numbers`."""
+
+    @property
+    def all_proved(self) -> bool:
+        """Whether this rank held everything."""
+        return self.facts_proved == self.facts
 
     @property
     def loss_drop_nats(self) -> float:

@@ -15,6 +15,8 @@ from memupdate.ledger.records import FitRecord
 from memupdate.storage import canonical_json, text_sha256
 
 _POINT_COLUMNS = tuple(field.name for field in fields(LawPoint))
+_ADDED_LATER = {field.name: field.default for field in fields(LawPoint) if field.name in ("examples", "steps", "attempts", "kind")}
+"""Columns that older ledgers lack; at these values they are no part of a point's id, so that old ids stay true."""
 _SAME_RECIPE = "base_fingerprint = ? AND placement = ? AND recipe = ?"
 
 
@@ -77,7 +79,11 @@ class Law(LedgerDatabase):
 
 def _point_id(point: LawPoint) -> str:
     # Through JSON with floats, so that 1 and 1.0 are the same point before and after SQLite.
-    values = {name: float(value) if type(value) is int else value for name, value in asdict(point).items()}
+    values = {
+        name: float(value) if type(value) is int else value
+        for name, value in asdict(point).items()
+        if name not in _ADDED_LATER or value != _ADDED_LATER[name]
+    }
     return text_sha256(canonical_json(values))
 
 

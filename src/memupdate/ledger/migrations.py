@@ -383,3 +383,15 @@ def m007_compaction_and_retraction(db: Database) -> None:
             LEFT JOIN fact_sources fs ON fs.fact = f.id AND fs.source = b.source
             LEFT JOIN sources s ON s.id = fs.source""",
     )
+
+
+@_step
+def m009_law_points_of_kinds(db: Database) -> None:
+    """What a law point was written from, and what it took."""
+    _run(
+        db,
+        "ALTER TABLE law_points ADD COLUMN examples INTEGER NOT NULL DEFAULT 0",  # phrasings trained on; 0: not noted
+        "ALTER TABLE law_points ADD COLUMN steps INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE law_points ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE law_points ADD COLUMN kind TEXT NOT NULL DEFAULT ''",
+    )
