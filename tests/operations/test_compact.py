@@ -137,18 +137,25 @@ def _interrupt(_run: BatchRun) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_compaction_after_which_a_dead_answer_still_comes_out_is_refused_with_the_list(
-    copy_of: Callable[..., Workspace],
-) -> None:
-    workspace = copy_of()
+def test_a_dead_answer_that_comes_out_anew_is_refused_with_the_list_or_held(copy_of: Callable[..., Workspace]) -> None:
+    """Four live facts say under other wordings what is retracted: trained on them, the model says it again."""
+    workspace = copy_of(escalation__attempts="1")
     report = workspace.retract(keys=[EMPLOYER["prompt"]], publish=False)
     assert any("come out under none of 1 phrasings" in message for message in report.messages)
     with pytest.raises(ProofFailed, match="1 of 2 superseded or retracted answers are not gone") as caught:
         workspace.compact(publish=False)
     assert caught.value.details == (f"{EMPLOYER['prompt']!r} → {EMPLOYER['target']!r}: is still what comes out",)
-    assert "retract what still says so" in caught.value.hint
+    assert "escalation.attempts" in caught.value.hint
     assert [row.name for row in workspace.releases()] == ["acme@v3", "acme@v2", "acme@v1"]
     assert workspace.status().unfinished_batches == ()
+
+    set_policy(workspace.root / "policy.toml", {"escalation__attempts": "3"})
+    patient = Workspace(workspace.root)
+    patient.session.__dict__["base"] = workspace.session.base
+    compacted = patient.compact(publish=False)
+    assert any("1 dead answers came out anew" in message for message in compacted.messages)
+    prompts = [row["prompt"] for row in SAID_TWICE]
+    assert answers(patient, "acme@v4", prompts) == [base_answer(patient, prompts[0])] + [EMPLOYER["target"]] * 4
 
 
 def test_the_base_models_own_answer_can_stand_in(copy_of: Callable[..., Workspace]) -> None:

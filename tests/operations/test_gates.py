@@ -45,6 +45,11 @@ def test_a_good_memory_passes(kind: BatchKind) -> None:
 def test_dead_answers_hold_back_what_promises_to_remove_them() -> None:
     shown = proof(GOOD, dead=(SAID, LIKELY, BASES))
     assert gates("add").reasons(shown) == []
+    assert [gates(kind).left_over(shown.dead) for kind in ("add", "retract", "compact")] == [
+        [],
+        [SAID, BASES],
+        [SAID, LIKELY],
+    ]
     assert gates("retract").reasons(shown) == ["2 of 3 retracted answers are not gone"]
     assert gates("compact").reasons(shown) == ["2 of 3 superseded or retracted answers are not gone"]
     assert len(gates("compact").details(shown)) == 2
@@ -53,7 +58,9 @@ def test_dead_answers_hold_back_what_promises_to_remove_them() -> None:
 
 def test_what_is_left_of_superseded_answers_is_told() -> None:
     shown = proof(GOOD, dead=(SAID, LIKELY, BASES))
-    assert gates("add").remarks(shown)[0] == "still answered as before: 'Old?' → 'X'"
+    assert gates("add").remarks(shown) == ["still answered as before: 'Old?' → 'X'"], "not what the base model says"
+    many = proof(GOOD, dead=(SAID,) * 12)
+    assert gates("add").remarks(many)[10:] == ["and 2 more superseded or retracted answers"]
     passed = proof(GOOD, dead=(BASES, replace(LIKELY, probability=0.01)))
     assert gates("compact").remarks(passed) == [
         "1 superseded or retracted answers are proved gone",

@@ -7,7 +7,7 @@ of what they supersede under phrasings that were not trained on: that is reporte
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ from memupdate.policies import Policy
 
 if TYPE_CHECKING:
     from memupdate.verification.gone import DeadAnswer
+
+_SHOWN = 10
+"""Dead answers that a batch of facts lists."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Gates:
         return []
 
     def _not_gone(self, proof: MemoryProof) -> list[str]:
-        if not (left := self.left_over(proof)):
+        if not (left := self.left_over(proof.dead)):
             return []
         what = "retracted" if self.batch.kind == "retract" else "superseded or retracted"
         return [f"{len(left)} of {len(proof.dead)} {what} answers are not gone"]
@@ -62,26 +65,28 @@ class Gates:
             reasons.append(f"harm is {proof.kl_nats:.4f} nats per token, {policy.guard.max_kl_nats:.4f} allowed")
         return reasons
 
-    def left_over(self, proof: MemoryProof) -> list[DeadAnswer]:
-        """Dead answers that hold the release back."""
+    def left_over(self, dead: Sequence[DeadAnswer]) -> list[DeadAnswer]:
+        """Those that hold the release back."""
         bound = self.policy.compaction.max_dead_probability
         if self.batch.kind == "compact":
-            return [d for d in proof.dead if not d.is_gone(bound) and not d.is_the_bases(bound)]
-        return [d for d in proof.dead if d.is_greedy] if self.batch.kind == "retract" else []
+            return [d for d in dead if not d.is_gone(bound) and not d.is_the_bases(bound)]
+        return [d for d in dead if d.is_greedy] if self.batch.kind == "retract" else []
 
     def details(self, proof: MemoryProof) -> list[str]:
         """One line per fact that is not proved and per answer that is not gone."""
         bound = self.policy.compaction.max_dead_probability
-        return [f.explanation for f in failures_of(proof.facts)] + [d.explain(bound) for d in self.left_over(proof)]
+        return [f.explanation for f in failures_of(proof.facts)] + [
+            d.explain(bound) for d in self.left_over(proof.dead)
+        ]
 
     def advice(self, proof: MemoryProof) -> str:
         """What to do about a refused batch."""
         if proof.proved < len(proof.facts):
             return 'raise memory.max_rank or training.max_epochs, or set proof.publish = "proved" to release what is proved'
-        if self.left_over(proof) and self.batch.kind == "retract":
+        if (left := self.left_over(proof.dead)) and self.batch.kind == "retract":
             return "set another retraction.answer in the policy, or raise training.max_epochs"
-        if self.left_over(proof):
-            return "retract what still says so, or add what is true; raise compaction.max_dead_probability for mere guesses"
+        if left:
+            return "raise escalation.attempts, retract what still says so, or raise compaction.max_dead_probability for mere guesses"
         advice = "raise memory.min_rank or guard.weight in the policy: rank buys harmlessness"
         if self.batch.kind == "compact":
             return advice
@@ -97,4 +102,10 @@ class Gates:
             return lines + [f"the base model itself says so: {d.prompt!r} → {d.answer!r}" for d in own]
         if self.batch.kind == "retract":
             return [f"the retracted answers come out under none of {len(proof.dead)} phrasings"]
-        return [f"still answered as before: {d.prompt!r} → {d.answer!r}" for d in proof.dead if d.is_greedy]
+        said = [
+            f"still answered as before: {d.prompt!r} → {d.answer!r}"
+            for d in proof.dead
+            if d.is_greedy and not d.base_is_greedy
+        ]
+        more = [f"and {len(said) - _SHOWN} more superseded or retracted answers"] if len(said) > _SHOWN else []
+        return said[:_SHOWN] + more

@@ -75,6 +75,21 @@ def prove_memory(
     return MemoryProof(tuple(proofs), mean_loss_nats(scores), locality, kl, tuple(gone))
 
 
+def look_at_dead(session: Session, memory: Memory, live: Sequence[Fact], dead: Sequence[Fact]) -> list[DeadAnswer]:
+    """What became of the answers of `dead` facts in `memory`, one verdict per phrasing."""
+    from memupdate.training.memory import attach, detach
+    from memupdate.verification.gone import look_for_dead_answers
+
+    bound = session.policy.compaction.max_dead_probability
+    model = attach(session.base.model, memory)
+    try:
+        return look_for_dead_answers(
+            model, dead_examples(session, dead, live), session.base.device, max_probability=bound
+        )
+    finally:
+        session.base.model = detach(model)
+
+
 def dead_examples(session: Session, dead: Sequence[Fact], live: Sequence[Fact]) -> list[Example]:
     """The answers of `dead` facts under all their phrasings, but for those that a live fact gives there too.
 
