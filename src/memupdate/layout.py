@@ -90,6 +90,11 @@ class WorkspaceLayout:
         return self.root / LOGS_DIR
 
     @property
+    def written_under_lock(self) -> tuple[Path, ...]:
+        """Folders that only the holder of the lock writes to."""
+        return (self.registry.root, self.registry.releases, self.slices)
+
+    @property
     def engine(self) -> Path:
         """What `serve` writes about the engine it runs: pid, URL."""
         return self.root / ENGINE_FILE

@@ -6,7 +6,6 @@ Invariant: a path returned by a function here names complete content, also after
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -20,6 +19,8 @@ from typing import Any
 from memupdate.errors import UsageError
 
 _CHUNK_BYTES = 1 << 20
+_TEMPORARY = ".partial"
+"""How names of files and folders end that are not complete yet; they begin with a dot."""
 
 
 def canonical_json(value: Any) -> str:
@@ -50,18 +51,31 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
+def ensure_dir(path: Path) -> None:
+    """Make `path` and what is missing above it, durably: a folder is as lost as its entry in its parent. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_dir(folder.parent)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text`: temporary file beside it, fsync, rename, fsync of the folder.
+    """Replace `path` by `text`, UTF-8. Raises UsageError: the disk is full or the folder cannot be written to."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`: temporary file beside it, fsync, rename, fsync of the folder.
 
     Raises:
         UsageError: the disk is full or the folder cannot be written to.
     """
     with readable_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        ensure_dir(path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)
@@ -76,7 +90,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 def new_dir_atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; on success it is fsynced and renamed to `path`, otherwise removed.
 
-    What a killed process left of the same folder is removed first, so callers must hold the workspace's lock.
+    What a killed process left is removed by `remove_leftovers`.
 
     Raises:
         FileExistsError: `path` is already there (releases and slices are immutable).
@@ -85,16 +99,13 @@ def new_dir_atomic(path: Path) -> Iterator[Path]:
     with readable_disk_errors(path):
         if path.exists():
             raise FileExistsError(errno.EEXIST, "immutable folder is already there", str(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.*"):
-            shutil.rmtree(stale)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        ensure_dir(path.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent))
         try:
             yield temporary
-            for file in sorted(temporary.rglob("*")):
-                if file.is_file():
-                    with file.open("rb") as opened:
-                        os.fsync(opened.fileno())
+            # Deepest first: what a folder names is safe before the folder is.
+            for entry in sorted(temporary.rglob("*"), reverse=True):
+                fsync_dir(entry)  # a file is synced by the same call
             fsync_dir(temporary)
             os.chmod(temporary, 0o755)
             os.replace(temporary, path)
@@ -104,6 +115,21 @@ def new_dir_atomic(path: Path) -> Iterator[Path]:
         fsync_dir(path.parent)
 
 
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the temporary files and folders that killed processes left in `folder`; returns what was removed.
+
+    The caller holds the workspace's lock, so that no process is still writing them.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    with readable_disk_errors(folder):
+        left = sorted(folder.glob(f".*{_TEMPORARY}"))
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return left
+
+
 @contextmanager
 def readable_disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a read-only file system or a missing permission into one clear line."""
@@ -111,9 +137,7 @@ def readable_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UsageError(
-                f"{path}: no space left on the disk", "free some space and run `memupdate resume`"
-            ) from error
+            raise UsageError(f"{path}: no space left on the disk", "free some space and try again") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise UsageError(
                 f"{path}: cannot be written ({error.strerror})", "check the folder's permissions"

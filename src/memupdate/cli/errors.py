@@ -7,11 +7,23 @@ from __future__ import annotations
 
 import sys
 import traceback
+from types import FrameType
 
 from memupdate.errors import MemupdateError
 
 INTERRUPTED_EXIT_CODE = 130
 """128 + SIGINT, what shells expect after Ctrl-C."""
+TERMINATED_EXIT_CODE = 143
+"""128 + SIGTERM, what service managers expect."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an interrupt: temporary files go and a started engine stops, as after Ctrl-C."""
+
+
+def raise_terminated(_number: int, _frame: FrameType | None) -> None:
+    """The handler of SIGTERM."""
+    raise Terminated
 
 
 def show_error(error: MemupdateError, *, debug: bool) -> None:

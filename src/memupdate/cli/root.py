@@ -1,12 +1,13 @@
 """The `memupdate` application: global options, the commands by group, and what happens when one fails.
 
-Invariant: exit codes are those of `memupdate.errors.ExitCode`, and 130 after Ctrl-C; usage errors exit with 2, bugs of
+Invariant: exit codes are those of `memupdate.errors.ExitCode`, 130 after Ctrl-C and 143 after SIGTERM; usage errors exit with 2, bugs of
 ours surface whole with 1. Nothing here knows what a command does.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,14 @@ from typer.core import TyperGroup
 
 from memupdate import __version__
 from memupdate.cli import compact, demo, deploy, facts, law, report, retract, update, workspace
-from memupdate.cli.errors import INTERRUPTED_EXIT_CODE, show_error, show_interrupted
+from memupdate.cli.errors import (
+    INTERRUPTED_EXIT_CODE,
+    TERMINATED_EXIT_CODE,
+    Terminated,
+    raise_terminated,
+    show_error,
+    show_interrupted,
+)
 from memupdate.cli.session import Session
 from memupdate.errors import MemupdateError
 
@@ -40,7 +48,8 @@ class RootGroup(TyperGroup):
             raise typer.Exit(int(error.exit_code)) from error
         except KeyboardInterrupt as interrupt:
             show_interrupted()
-            raise typer.Exit(INTERRUPTED_EXIT_CODE) from interrupt
+            code = TERMINATED_EXIT_CODE if isinstance(interrupt, Terminated) else INTERRUPTED_EXIT_CODE
+            raise typer.Exit(code) from interrupt
 
 
 def globals_first(args: Sequence[str]) -> list[str]:
@@ -82,7 +91,7 @@ app = typer.Typer(
     "served by vLLM.",
     epilog="-w, --workspace and --debug may stand anywhere. "
     "Exit codes: 0 done, 1 internal error, 2 bad usage or input, 3 a proof failed, 4 over budget, 5 workspace locked, "
-    "6 engine or model unreachable, 130 interrupted.",
+    "6 engine or model unreachable, 130 interrupted, 143 terminated.",
 )
 
 
@@ -121,4 +130,5 @@ def main() -> None:
     """Entry point of the console script."""
     # Training beside a CPU engine on the same cores: threads that spin while they wait made both five times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, raise_terminated)
     app()

@@ -7,7 +7,9 @@ disk; a ledger opened for reading is never written to. This module knows no tabl
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +24,8 @@ from memupdate.ledger.migrations import APPLICATION_ID, APPLIED_TABLE, MIGRATION
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
+_READ_ATTEMPTS = 5
+_READ_PAUSE_S = 0.02
 _BUSY_TIMEOUT_S = 10.0
 """How long to wait for another connection's transaction; ours take milliseconds."""
 
@@ -154,6 +158,20 @@ class LedgerDatabase:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that the block reads is of one moment, whatever is written meanwhile; inside a transaction it is so anyway."""
+        if self._connection.in_transaction:
+            yield
+            return
+        with plain_errors(self.path):
+            self._connection.execute("BEGIN")  # the moment is that of the first question
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
     def verify_file(self) -> list[str]:
         """What SQLite itself finds wrong with the file: damage and dangling references; empty where all is well."""
         problems = [str(row[0]) for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"]
@@ -204,19 +222,25 @@ def _open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
 
 def _open_for_reading(path: Path) -> sqlite3.Connection:
     """A connection that cannot write. In a read-only folder SQLite must be told that nobody else writes."""
-    connection = _open_uri(path, "ro")
-    try:
-        connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-        return connection
-    except sqlite3.OperationalError:
-        connection.close()
-        wal = path.with_name(path.name + "-wal")
-        if wal.exists() and wal.stat().st_size > 0:
+    for attempt in range(_READ_ATTEMPTS):
+        connection = _open_uri(path, "ro")
+        try:
+            connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            return connection
+        except sqlite3.OperationalError:
+            connection.close()
+            wal = path.with_name(path.name + "-wal")
+            frozen = not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size > 0)
+            if frozen:
+                return _open_uri(path, "ro&immutable=1")
+            # A writer that ends takes the -wal file with it: between two looks it may be there and not there.
+            if attempt + 1 == _READ_ATTEMPTS:
+                raise
+            time.sleep(_READ_PAUSE_S)
+        except BaseException:
+            connection.close()
             raise
-        return _open_uri(path, "ro&immutable=1")
-    except BaseException:
-        connection.close()
-        raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _open_uri(path: Path, mode: str) -> sqlite3.Connection:
@@ -243,7 +267,7 @@ def plain_errors(path: Path) -> Iterator[None]:
 _MESSAGES = {
     sqlite3.SQLITE_FULL: (
         "the disk is full; nothing of this step was kept",
-        "free some space and run `memupdate resume`",
+        "free some space and try again, or `memupdate resume` where a batch was begun",
     ),
     sqlite3.SQLITE_IOERR: ("the disk cannot be read or written", "check the disk, then run `memupdate resume`"),
     sqlite3.SQLITE_READONLY: ("the ledger cannot be written to", "check the permissions of the file and its folder"),

@@ -105,8 +105,10 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _write_holder(descriptor: int, holder: LockHolder) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(asdict(holder)) + "\n").encode(), 0)
+    content = (json.dumps(asdict(holder)) + "\n").encode()
+    # In this order, since others may look at any moment: the file is never empty while the lock is held.
+    os.pwrite(descriptor, content, 0)
+    os.ftruncate(descriptor, len(content))
 
 
 def _read_holder(descriptor: int) -> LockHolder | None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from memupdate.errors import UsageError
+from memupdate.errors import MemupdateError, UsageError
 from memupdate.facts.reader import FactsFile, read_facts
 from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
-from memupdate.ledger.lock import workspace_lock
+from memupdate.ledger.lock import lock_holder, workspace_lock
 from memupdate.ledger.records import Batch, FactDetail, FactHistory, FactsDiff, ReleaseRecord
 from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
 from memupdate.operations import (
@@ -38,13 +37,14 @@ from memupdate.operations.reports import (
     VerifyReport,
 )
 from memupdate.operations.session import Session
+from memupdate.operations.unfinished import kept, unfinished_messages
 from memupdate.operations.updating import BatchRun
 from memupdate.policies import load_policy, parse_resolved_policy, policy_path
 from memupdate.progress import Progress, no_progress
 from memupdate.reports.content import CapacityReport
 from memupdate.serving.engine import Engine, running_engine
 from memupdate.serving.manifest import read_manifest
-from memupdate.storage import readable_disk_errors
+from memupdate.storage import ensure_dir, readable_disk_errors, remove_leftovers, write_bytes_atomic
 
 PROBES_FILE = "probes.jsonl"
 SHIPPED_PROBES = "known.jsonl"
@@ -102,18 +102,22 @@ class Workspace:
             read_facts(probes)
         local = Path(model).expanduser()
         stored_model = str(local.resolve()) if model != EMBEDDED_MODEL and local.is_dir() else model
-        with readable_disk_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, root / POLICY_FILE)
-            if probes is not None:
-                shutil.copyfile(probes, root / PROBES_FILE)
         config = WorkspaceConfig(
             schema_version=1, model=stored_model, collection=name, probes=PROBES_FILE if probes is not None else ""
         )
-        with Ledger.create(layout.ledger) as ledger:
-            ledger.ensure_collection(name)
-            _take_shipped_points(Session(root, config, load_policy(str(root / POLICY_FILE))), ledger)
-        write_config(root, config)  # last: with it the folder is a workspace
+        with readable_disk_errors(root):
+            ensure_dir(root)
+        with workspace_lock(layout.lock, f"memupdate init {root.name}"):
+            if layout.config.exists():
+                raise UsageError(f"{root}: has just been made a workspace", "use it, or choose another folder")
+            remove_leftovers(root)
+            write_bytes_atomic(root / POLICY_FILE, source.read_bytes())
+            if probes is not None:
+                write_bytes_atomic(root / PROBES_FILE, probes.read_bytes())
+            with Ledger.create(layout.ledger) as ledger:
+                ledger.ensure_collection(name)
+                _take_shipped_points(Session(root, config, load_policy(str(root / POLICY_FILE))), ledger)
+            write_config(root, config)  # last: with it the folder is a workspace
         return cls(root)
 
     @property
@@ -133,12 +137,14 @@ class Workspace:
             workspace_lock(self.session.layout.lock, f"memupdate {command}"),
             Ledger.open(self.session.layout.ledger) as ledger,
         ):
+            for folder in self.session.layout.written_under_lock:
+                remove_leftovers(folder)
             yield ledger
 
     @contextmanager
     def reader(self) -> Iterator[Ledger]:
-        """The ledger for reading; never waits for a writer."""
-        with Ledger.open(self.session.layout.ledger, readonly=True) as ledger:
+        """The ledger for reading, as it is now: all answers are of one moment. Never waits for a writer."""
+        with Ledger.open(self.session.layout.ledger, readonly=True) as ledger, ledger.snapshot():
             yield ledger
 
     def calibrate(
@@ -304,7 +310,18 @@ class Workspace:
             return self._advance(ledger, batch.id, progress)
 
     def _advance(self, ledger: Ledger, batch_id: int, progress: Progress) -> AddReport:
-        """Take a batch as far as it goes: released, and published where it is wanted and an engine runs."""
+        """Take a batch as far as it goes: released, and published where it is wanted and an engine runs.
+
+        Raises:
+            MemupdateError: what stopped it; where the batch is not given up, with a line about how to go on.
+        """
+        try:
+            return self._go_on(ledger, batch_id, progress)
+        except MemupdateError as error:
+            error.details = (*error.details, *kept(ledger, batch_id))
+            raise
+
+    def _go_on(self, ledger: Ledger, batch_id: int, progress: Progress) -> AddReport:
         run = BatchRun(self._session_of(ledger.batch(batch_id)), ledger, batch_id, progress)
         run.advance()
         publishing.sync_manifest(self.session, ledger)
@@ -329,6 +346,7 @@ class Workspace:
     def resume(self, *, progress: Progress = no_progress) -> list[AddReport]:
         """Finish what a crash, Ctrl-C or a missing engine left, each batch from its last state."""
         with self.writer("resume") as ledger:
+            publishing.sync_manifest(self.session, ledger)
             return [self._advance(ledger, batch.id, progress) for batch in ledger.batches(unfinished=True)]
 
     def verify(
@@ -417,6 +435,7 @@ class Workspace:
             ]
             advice = None if fit is None else compacting.advice(session, ledger, self.collection, fit)
             behind += [] if advice is None else [advice]
+            behind += unfinished_messages(ledger.batches(unfinished=True), lock_holder(session.layout.lock))
             return StatusReport(
                 root=str(self.root), model=session.config.model, base_fingerprint=session.fingerprint, policy=session.policy.name,
                 collection=self.collection, aliases=aliases, facts_live=len(ledger.live_facts(self.collection)),
