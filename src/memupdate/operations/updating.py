@@ -30,8 +30,9 @@ from memupdate.ledger.records import Batch, ReleaseRecord, SliceRecord
 from memupdate.operations.calibrating import ensure_fit, refit
 from memupdate.operations.compacting import plan_compaction
 from memupdate.operations.gates import Gates
+from memupdate.operations.holding import hold_examples
 from memupdate.operations.planning import make_plan
-from memupdate.operations.proving import MemoryProof, failures_of, proof_records, prove_memory
+from memupdate.operations.proving import MemoryProof, failures_of, look_at_dead, proof_records, prove_memory
 from memupdate.operations.reports import AddReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
@@ -40,6 +41,7 @@ from memupdate.storage import canonical_json, file_sha256, new_dir_atomic, write
 if TYPE_CHECKING:
     from memupdate.training.loop import TrainingOutcome
     from memupdate.training.memory import Memory
+    from memupdate.verification.gone import DeadAnswer
 
 
 @dataclass
@@ -146,7 +148,10 @@ class BatchRun:
         return self.session.training_examples(facts, whole={item.stand_in.id for item in stand_ins})
 
     def escalate(self, parent: Memory, facts: list[Fact]) -> TrainingOutcome:
-        """Train; where facts stay under the threshold, first more epochs, then the next rank, as the policy allows."""
+        """Train; where facts stay under the threshold, first more epochs, then the next rank, as the policy allows.
+
+        Where all is stored and a compaction guesses dead answers anew, their questions are trained too.
+        """
         from memupdate.training.loop import write_facts
         from memupdate.training.memory import grow
 
@@ -162,10 +167,17 @@ class BatchRun:
                 self.messages.append("training diverged once and went on from its last good state at a lower rate")
             proved = sum(s.min_probability >= settings.threshold for s in outcome.scores[: len(facts)])
             within = outcome.kl_nats is None or outcome.kl_nats <= policy.guard.max_kl_nats
-            if (proved == len(facts) and within) or self.attempts >= policy.escalation.attempts:
+            stored = proved == len(facts) and within
+            left = self.left_over(outcome.memory, facts) if stored else []
+            if (stored and not left) or self.attempts >= policy.escalation.attempts:
                 return outcome
             memory = outcome.memory
-            if self.attempts == 1:
+            if left:
+                examples += hold_examples(session, left, self.dead(), facts, self.progress)
+                self.messages.append(
+                    f"{len(left)} dead answers came out anew: their questions are held to what the model says without them"
+                )
+            elif self.attempts == 1:
                 settings = replace(settings, max_epochs=round(settings.max_epochs * policy.escalation.epochs_factor))
                 self.messages.append(
                     f"{len(facts) - proved} of {len(facts)} facts unproved: training on, {settings.max_epochs} epochs more"
@@ -195,7 +207,7 @@ class BatchRun:
         """trained → verified: prove the memory as it will be written, and hold the policy's gates."""
         facts = self.facts()
         self.proof = proof = self.prove(facts)
-        gates = Gates(self.session.policy, self.batch, {row.fact.id for row in self.ledger.batch_facts(self.batch_id)})
+        gates = self.gates()
         if reasons := gates.reasons(proof):
             self.ledger.fail_batch(self.batch_id, "; ".join(reasons))
             raise ProofFailed(
@@ -213,6 +225,17 @@ class BatchRun:
                 "kl_nats": proof.kl_nats,
             }
             self.ledger.transition(self.batch_id, "verified", detail)
+
+    def gates(self) -> Gates:
+        """What this batch must pass."""
+        own = {row.fact.id for row in self.ledger.batch_facts(self.batch_id)}
+        return Gates(self.session.policy, self.batch, own)
+
+    def left_over(self, memory: Memory, facts: list[Fact]) -> list[DeadAnswer]:
+        """Dead answers that would hold a compaction back; other batches train the answers that replace them."""
+        if self.batch.kind != "compact":
+            return []
+        return self.gates().left_over(look_at_dead(self.session, memory, facts, self.dead()))
 
     def release(self) -> None:
         """verified → released: one ordinary PEFT adapter in the registry, with its papers."""
@@ -294,10 +317,10 @@ class BatchRun:
         return self.ledger.live_facts(self.batch.collection, with_batch=self.batch_id)
 
     def dead(self) -> list[Fact]:
-        """Facts whose answers must be gone, or (for facts added) are looked at: a compaction answers for all that ever died."""
-        if self.batch.kind == "compact":
-            return self.ledger.replaced_facts(self.batch.collection)
-        return self.ledger.superseded_by(self.batch_id)
+        """Facts whose answers must not come out (of a retraction: its own), or are looked at, where facts are added."""
+        if self.batch.kind == "retract":
+            return self.ledger.superseded_by(self.batch_id)
+        return self.ledger.replaced_facts(self.batch.collection, with_batch=self.batch_id)
 
     def prove(self, facts: list[Fact]) -> MemoryProof:
         """The memory as it will be released, under the proofs that the batch asks for."""
