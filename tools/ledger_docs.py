@@ -41,6 +41,10 @@ VIEWS = {
     "batch_summary": "A batch with its release and the counts of its facts.",
     "latest_proofs": "The newest proof of each fact in each release on each engine; `id` leads to the rest in `proofs`.",
     "fact_provenance": "From a fact to its release, file, line and policy.",
+    "fact_lifetimes": "Each value of a key with when it was true (`valid_…`), when it was told, since which release it is "
+    "in the weights and which release put another value in its place.",
+    "fact_trace": "The whole trail of a fact: file and line, batch, plan, law fit, slice, release, and whether it was proved.",
+    "facts_waiting": "Facts that are in no release, and why: their batch is on its way, failed, or left them out.",
 }
 """What each view answers; a view that is not described here is an error, so that none stays so."""
 
@@ -72,7 +76,11 @@ def render() -> str:
 
 def objects(database: Any, kind: str) -> list[str]:
     """Names of the tables or views of ours, in the order in which they were made."""
-    query = "SELECT name FROM sqlite_master WHERE type = ? AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+    # Tables that SQLite keeps behind a full-text index are its own affair.
+    query = (
+        "SELECT name FROM pragma_table_list JOIN sqlite_master USING (name) WHERE sqlite_master.type = ? "
+        "AND pragma_table_list.type <> 'shadow' AND name NOT LIKE 'sqlite_%' ORDER BY sqlite_master.rowid"
+    )
     return [name for (name,) in database.execute(query, [kind]) if name != MIGRATIONS.migrations_table]
 
 

@@ -13,10 +13,11 @@ from memupdate.ledger.facts import Facts
 from memupdate.ledger.figures import Figures
 from memupdate.ledger.law import Law
 from memupdate.ledger.maintenance import Maintenance
+from memupdate.ledger.questions import Questions
 from memupdate.ledger.releases import Releases
 
 
-class Ledger(Maintenance, Batches, Facts, Releases, Law, Events, Figures):
+class Ledger(Maintenance, Batches, Questions, Facts, Releases, Law, Events, Figures):
     """Open with `Ledger.open(path)` or `Ledger.create(path)`; close it, or use it as a context manager.
 
     Each method that changes something is one transaction; `with ledger.transaction():` makes several into one. One

@@ -386,6 +386,67 @@ def m007_compaction_and_retraction(db: Database) -> None:
 
 
 @_step
+def m008_questions(db: Database) -> None:
+    """Full-text search, and views for what an auditor asks: the life of each value, its whole trail, what is waiting."""
+    _run(
+        db,
+        # Filled by `Search.index_facts` after a batch, not by a trigger, so that reading a large file stays quick.
+        """CREATE VIRTUAL TABLE facts_fts USING fts5 (
+            prompt, target, subject, relation, content = 'facts', tokenize = 'unicode61 remove_diacritics 2'
+        )""",
+        """CREATE VIEW fact_lifetimes AS
+            SELECT h.collection, f.key, h.fact, f.prompt, f.target, h.change, h.status,
+                json_extract(f.content_json, '$.valid_from') AS valid_from,
+                json_extract(f.content_json, '$.valid_to') AS valid_to,
+                h.batch, h.at_utc AS told_at_utc,
+                h.release AS since_release, h.version AS since_version, r.created_at_utc AS since_utc,
+                ended.name AS until_release, ended.version AS until_version, ended.created_at_utc AS until_utc
+            FROM fact_history h JOIN facts f ON f.id = h.fact LEFT JOIN releases r ON r.name = h.release
+            LEFT JOIN good_releases ended ON ended.collection = h.collection AND ended.version = (
+                SELECT MIN(later.version) FROM batch_facts s JOIN good_releases later ON later.batch = s.batch
+                WHERE s.supersedes = h.fact AND later.collection = h.collection AND later.version > h.version
+            )""",
+        """CREATE VIEW fact_trace AS
+            SELECT h.fact, f.prompt, f.target, h.collection, h.status,
+                s.path, fs.line, s.sha256 AS file_sha256, fs.stated_source, fs.external_id,
+                h.batch, b.kind, h.batch_state, h.change, h.supersedes, h.at_utc AS received_at_utc,
+                json_extract(b.plan_json, '$.rank') AS plan_rank, json_extract(b.plan_json, '$.fit_id') AS law_fit,
+                (SELECT MIN(created_at_utc) FROM law_fits WHERE id = json_extract(b.plan_json, '$.fit_id')) AS law_fit_at_utc,
+                sl.relative_path AS slice_path, sl.sha256 AS slice_sha256,
+                h.release, r.digest AS release_digest, r.created_at_utc AS released_at_utc,
+                (SELECT proved FROM proofs p WHERE p.release = h.release AND p.fact = h.fact AND p.engine = 'in-process'
+                    ORDER BY p.id DESC LIMIT 1) AS proved_in_process,
+                (SELECT proved FROM proofs p WHERE p.release = h.release AND p.fact = h.fact AND p.engine = 'served'
+                    ORDER BY p.id DESC LIMIT 1) AS proved_served
+            FROM fact_history h
+            JOIN facts f ON f.id = h.fact
+            JOIN batches b ON b.id = h.batch
+            LEFT JOIN fact_sources fs ON fs.fact = h.fact AND fs.source = b.source
+            LEFT JOIN sources s ON s.id = b.source
+            LEFT JOIN slices sl ON sl.id = (SELECT MAX(id) FROM slices WHERE batch = h.batch)
+            LEFT JOIN releases r ON r.name = h.release""",
+        """CREATE VIEW facts_waiting AS
+            SELECT h.collection, h.fact, f.prompt, f.target, h.status, h.batch, h.batch_state, h.at_utc,
+                CASE h.status
+                    WHEN 'pending' THEN 'batch ' || h.batch || ' is ' || h.batch_state
+                    WHEN 'failed' THEN b.failure_reason
+                    ELSE COALESCE((
+                        SELECT 'token ' || (p.failed_position + 1) || ' of the target, ' || p.failed_token
+                            || ', came out as ' || p.emitted_token
+                        FROM proofs p WHERE p.fact = h.fact AND p.release = h.release AND p.failed_token IS NOT NULL
+                        ORDER BY p.id DESC LIMIT 1
+                    ), 'a token of the target was not sure enough')
+                END AS why
+            FROM fact_history h JOIN facts f ON f.id = h.fact JOIN batches b ON b.id = h.batch
+            WHERE h.status IN ('pending', 'failed', 'unproved') AND NOT EXISTS (
+                SELECT 1 FROM facts same JOIN batch_facts again ON again.fact = same.id
+                JOIN batches later ON later.id = again.batch
+                WHERE same.key = f.key AND later.collection = h.collection AND later.id > h.batch
+            )""",
+    )
+
+
+@_step
 def m009_law_points_of_kinds(db: Database) -> None:
     """What a law point was written from, and what it took."""
     _run(
