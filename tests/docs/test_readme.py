@@ -19,7 +19,7 @@ from memupdate.layout import WorkspaceLayout
 from memupdate.policies import shipped_policies
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CHANGELOG.md", "examples/README.md", "docs/cli.md", "docs/ledger.md", "docs/log.md")
+PAGES = ("README.md", "CHANGELOG.md", "examples/README.md", "docs/cli.md", "docs/compaction.md", "docs/ledger.md", "docs/log.md")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,7 +39,7 @@ def compact(
             emit("compact", planned, as_json=as_json, view=compaction_views)
             return
         report = workspace.compact(collection=collection, publish=not no_publish, reason=reason, progress=progress)
-    emit("compact", report, as_json=as_json, view=add_views)
+    emit("compact", report, as_json=as_json, view=partial(add_views, command="compact"))
 
 
 def compaction_views(report: CompactionPlan) -> list[RenderableType]:

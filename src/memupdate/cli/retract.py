@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,4 +48,4 @@ def facts_retract(
             publish=not no_publish,
             progress=progress,
         )
-    emit("facts retract", report, as_json=as_json, view=add_views)
+    emit("facts retract", report, as_json=as_json, view=partial(add_views, command="facts retract"))

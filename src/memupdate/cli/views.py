@@ -65,12 +65,12 @@ def capacity_views(report: CapacityReport) -> list[RenderableType]:
     return capacity_renderables(report)
 
 
-def add_views(report: AddReport) -> list[RenderableType]:
-    """The plan as one table, then what came of it."""
+def add_views(report: AddReport, command: str = "add") -> list[RenderableType]:
+    """The plan as one table, then what came of it; `command` is what was typed."""
     from memupdate.reports.tables import plan_table
 
     plan: list[RenderableType] = [plan_table(report.plan)] if report.plan is not None else []
-    return plan + views("add", to_plain(report), hide=frozenset({"plan"}))
+    return plan + views(command, to_plain(report), hide=frozenset({"plan"}))
 
 
 def fact_row(history: FactHistory) -> dict[str, Any]:
