@@ -9,11 +9,12 @@ ARGS ?=
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
-.PHONY: help setup demo test lint format docs wheel lock clean
+.PHONY: help setup demo test test-slow lint format docs wheel lock clean
 
 help:
 	@echo "make demo    the whole job on the embedded base model, served by vLLM"
 	@echo "make test    all tests, real vLLM included"
+	@echo "make test-slow  what takes many minutes: hundreds of killed updates"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  ruff's formatter and safe fixes"
 	@echo "make docs    write docs/cli.md and docs/ledger.md from the code"
@@ -30,6 +31,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m endurance -s $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,10 @@ _PRELOADED = [
 _TIMED_COLUMNS = {"at_utc", "applied_at", "duration_s"}
 _TIMED_TABLES = {"law_points": "id", "law_fits": "id"}
 """Ids that are digests over values with durations among them."""
-_TIMED_KEYS = {"duration_s", "duration"}
+_TIMED_KEYS = {"duration_s", "duration", "draws"}
+"""`draws` are the fit's own resamples, which its solver leaves free along flat directions."""
+_SAME_FIT = 1e-4
+"""Fits are solved in threads' order of addition: equal to about eight digits, so compared to four."""
 
 
 def make_model(folder: Path) -> Path:
@@ -85,13 +90,28 @@ def make_model(folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = json.loads((resource_dir("atlas") / "config.json").read_text(encoding="utf-8"))
-    config |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32, "initializer_range": 0.2}
+    config |= {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "head_dim": 32,
+        "initializer_range": 0.2,
+    }
     config |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     torch.manual_seed(7)
     LlamaForCausalLM(LlamaConfig(**config)).float().save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(resource_dir("atlas") / name, folder / name)
     return folder
+
+
+class Figure(float):
+    """A number out of a fit, a plan or a paper; equal to another that differs by rounding only."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float | int) and math.isclose(self, other, rel_tol=_SAME_FIT, abs_tol=1e-7)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Commands:
@@ -163,6 +183,23 @@ class Command:
         raise AssertionError(f"neither there nor done in {DEADLINE_S} s\n{self.said}")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What all crash tests begin with."""
+
+    commands: Commands
+    folder: Path
+    model: Path
+    template: Path
+    """A workspace in which `acme@v1` holds two facts."""
+    second: Path
+    """A facts file: one fact is new, one supersedes, one is live already."""
+    before: dict[str, Any]
+    """What the template holds."""
+    after: dict[str, Any]
+    """What an undisturbed `add` of `second` leaves."""
+
+
 def _main(arguments: list[str], said: str) -> None:
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
@@ -208,6 +245,11 @@ def state_of(root: Path, batch: int) -> str | None:
     return None if row is None else str(row[0])
 
 
+def leftovers(root: Path) -> list[str]:
+    """Files and folders that are not complete, where only the lock's holder writes."""
+    return [str(path.relative_to(root)) for part in ("registry", "slices") for path in (root / part).rglob(".*")]
+
+
 def content(root: Path) -> dict[str, Any]:
     """All that a workspace holds, without times: each table's rows, every adapter's and slice's digest, the manifest."""
     with closing(sqlite3.connect(f"file:{root / 'ledger.db'}?mode=ro", uri=True)) as connection:
@@ -239,6 +281,8 @@ def _plain(table: str, row: sqlite3.Row) -> dict[str, Any]:
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_times(item) for key, item in value.items() if key not in _TIMED_KEYS}
+    if isinstance(value, float):
+        return Figure(value)
     return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 

@@ -1,0 +1,173 @@
+"""`kill -9` of real `add` and `resume` processes at every transition and anywhere between: nothing lost, nothing twice.
+
+An episode begins with `add`, is killed, goes on with `resume`, is killed again, and so on, until it is left in peace. What it then
+holds is compared with an undisturbed run: every row of the ledger but for times, every adapter and slice by its digest.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import killing
+from killing import Stage
+from memupdate.ledger.ledger import Ledger
+
+STATES = ("received", "planned", "trained", "verified", "released")
+BATCH = 2
+LONGEST_S = 4.0
+"""Random moments are drawn up to this; a run in peace takes less on most machines."""
+ENDURANCE_KILLS = 220
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill, as it looks from outside."""
+
+    name: str
+    has_come: Callable[[Path], bool]
+
+
+def state_is(state: str) -> Moment:
+    return Moment(state, lambda root: killing.state_of(root, BATCH) == state)
+
+
+def there_is(pattern: str) -> Moment:
+    """A file or folder that is there for an instant only: between writing and renaming, or before its row."""
+    return Moment(pattern, lambda root: any(root.glob(pattern)))
+
+
+TRANSITIONS = [state_is(state) for state in STATES]
+FILES = [there_is(f"slices/.{BATCH}.*"), there_is(f"slices/{BATCH}"), there_is("registry/releases/.acme@v2.*")]
+FILES += [there_is("registry/releases/acme@v2"), there_is("cache/.anchors*"), there_is("registry/.manifest*")]
+
+
+def at_random(chance: random.Random, longest_s: float = LONGEST_S) -> Moment:
+    end = time.monotonic() + chance.uniform(0, longest_s)
+    return Moment("random", lambda _root: time.monotonic() >= end)
+
+
+@dataclass
+class Figures:
+    """What an endurance run saw."""
+
+    kills: int = 0
+    episodes: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    moments: Counter[str] = field(default_factory=Counter)
+    longest_row: int = 0
+
+
+def episode(stage: Stage, root: Path, moments: Iterator[Moment], kills: int, figures: Figures) -> None:
+    """Kill `kills` processes of one update, let the next one end, and compare."""
+    row = 0
+    while True:
+        begun = killing.state_of(root, BATCH) is not None
+        command = stage.commands.start(root, *(["resume"] if begun else ["add", str(stage.second)]))
+        if row == kills:
+            break
+        moment = next(moments)
+        command.wait_until(lambda moment=moment: moment.has_come(root))
+        if (code := command.kill()) != -9:
+            assert code == 0, command.said  # it was faster
+            break
+        row += 1
+        figures.kills += 1
+        figures.states[killing.state_of(root, BATCH) or "nothing"] += 1
+        figures.moments[moment.name] += 1
+    assert command.wait() == 0, command.said
+    figures.episodes += 1
+    figures.longest_row = max(figures.longest_row, row)
+    check(stage, root)
+
+
+def check(stage: Stage, root: Path) -> None:
+    settled = stage.commands.run(root, "resume")  # also after a last kill that came when all was done
+    assert settled.wait() == 0, settled.said
+    assert killing.differences(killing.content(root), stage.after) == []
+    assert killing.leftovers(root) == []
+    with Ledger.open(root / "ledger.db", readonly=True) as ledger:
+        assert ledger.verify() == []
+        assert ledger.batch(BATCH).state == "released"
+        assert all(proof.proved for proof in ledger.proofs("acme@v2"))
+
+
+@pytest.mark.parametrize("moment", [*TRANSITIONS, *FILES], ids=lambda moment: moment.name)
+def test_killed_at_a_transition_or_among_its_files(stage: Stage, copy: Callable[[], Path], moment: Moment) -> None:
+    root = copy()
+    if moment.name.startswith("cache/"):
+        shutil.rmtree(root / "cache")
+    episode(stage, root, iter([moment]), 1, Figures())
+
+
+def test_killed_three_times_in_a_row_at_random_moments(stage: Stage, copy: Callable[[], Path]) -> None:
+    chance, figures = random.Random(9), Figures()
+    for _ in range(3):
+        episode(stage, copy(), (at_random(chance, 2.0) for _ in range(3)), 3, figures)
+    assert figures.kills >= 6
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(7200)
+def test_two_hundred_kills(stage: Stage, copy: Callable[[], Path]) -> None:
+    """In every episode one to five kills in a row: at a transition, among the files, or at a random moment."""
+    chance, figures = random.Random(2026), Figures()
+    began = time.monotonic()
+    pool = [*TRANSITIONS, *FILES]
+
+    def moments() -> Iterator[Moment]:
+        while True:
+            yield at_random(chance) if chance.random() < 0.5 else chance.choice(pool)
+
+    while figures.kills < ENDURANCE_KILLS:
+        root = copy()
+        if chance.random() < 0.15:
+            shutil.rmtree(root / "cache")
+        episode(stage, root, moments(), chance.randint(1, 5), figures)
+        shutil.rmtree(root)
+    report = {**vars(figures), "states": dict(figures.states), "moments": dict(figures.moments)}
+    print(json.dumps({**report, "duration_s": round(time.monotonic() - began)}, ensure_ascii=False))
+    assert set(STATES) <= set(figures.states)
+
+
+@pytest.mark.parametrize("delay_s", [0.02, 0.1, 0.3])
+def test_killed_during_the_first_init(stage: Stage, tmp_path: Path, delay_s: float) -> None:
+    root, policy = tmp_path / "new", stage.folder / "policy.toml"
+    arguments = ("init", str(root), "--model", str(stage.model), "--policy", str(policy), "--collection", "acme")
+    command = stage.commands.start(root, *arguments)
+    command.wait_until(lambda: root.exists())
+    time.sleep(delay_s)
+    command.kill()
+    again = stage.commands.run(root, *arguments)
+    if again.wait() != 0:  # all was done before the kill
+        assert "is a workspace already" in again.said
+    peace = tmp_path / "peace"
+    done = stage.commands.run(peace, "init", str(peace), *arguments[2:])
+    assert done.wait() == 0, done.said
+    assert killing.differences(killing.content(root), killing.content(peace)) == []
+    assert [path.name for path in root.glob(".*")] == []
+
+
+def test_killed_during_calibration(stage: Stage, copy: Callable[[], Path]) -> None:
+    """Two more cells: what was measured before the kill is not measured again, and the law is that of an undisturbed run."""
+    arguments = ("calibrate", "--ranks", "1", "--sizes", "2,4")
+    peace, root = copy(), copy()
+    done = stage.commands.run(peace, *arguments)
+    assert done.wait() == 0, done.said
+    points = len(killing.content(root)["law_points"])
+    for more in (0, 1):
+        command = stage.commands.start(root, *arguments)
+        command.wait_until(lambda more=more: len(killing.content(root)["law_points"]) == points + more)
+        time.sleep(0.2)
+        command.kill()
+    done = stage.commands.run(root, *arguments)
+    assert done.wait() == 0, done.said
+    assert killing.differences(killing.content(root), killing.content(peace)) == []
