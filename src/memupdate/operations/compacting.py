@@ -87,7 +87,7 @@ def reasons_to_compact(session: Session, ledger: Ledger, collection: str) -> lis
     if latest is None:
         return []
     reasons = []
-    dead, live = ledger.dead_count(collection), len(ledger.live_facts(collection))
+    dead, live = ledger.dead_count(collection), ledger.live_count(collection)
     if dead and dead >= policy.compaction.dead_share * (dead + live):
         reasons.append(f"{dead} of {dead + live} answers in the weights are dead")
     harm, budget = ledger.measured_harm(latest.name), policy.guard.max_kl_nats
