@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import typer
 
@@ -25,6 +25,8 @@ SCHEMA_VERSION = 1
 """Of the JSON documents; grows when a key changes its meaning or goes away."""
 
 _INTERVAL_KEYS = {"low", "mid", "high"}
+_COPIED_KEYS = frozenset({"id", "fact"})
+"""People copy these from a table: never broken over two lines."""
 _LONG_TEXT = 60
 """Characters of a cell in a list; the whole text is in `show` and in the JSON document."""
 
@@ -142,7 +144,8 @@ def _rows_table(
     keys = [key for key in columns if key in every] if columns else every
     table = Table(title=title, title_justify="left")
     for key in keys:
-        table.add_column(label(key), justify="right" if _is_numeric(rows, key) else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if _is_numeric(rows, key) else "left"
+        table.add_column(label(key), justify=justify, overflow="fold", no_wrap=key in _COPIED_KEYS)
     for row in rows:
         table.add_row(*(Text(shorten(format_value(key, row.get(key)))) for key in keys))
     return table

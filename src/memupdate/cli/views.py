@@ -5,21 +5,18 @@ Each function takes a report of `memupdate.operations.reports` and returns what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from memupdate.cli.render import shorten, to_plain, views
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from memupdate.ledger.records import FactDetail, FactHistory
     from memupdate.operations.demo import DemoBatch, DemoReport
     from memupdate.operations.reports import AddReport, CalibrationReport, PlanReport
     from memupdate.reports.content import CapacityReport
 
-SHOWN_ID = len("sha256:") + 12
-"""Characters of a fact's id in a list; `facts show` takes a beginning of it."""
 SHOWN_CONFLICTS = 20
 """Superseded facts listed in full; the JSON document has all of them."""
 
@@ -71,26 +68,6 @@ def add_views(report: AddReport, command: str = "add") -> list[RenderableType]:
 
     plan: list[RenderableType] = [plan_table(report.plan)] if report.plan is not None else []
     return plan + views(command, to_plain(report), hide=frozenset({"plan"}))
-
-
-def fact_row(history: FactHistory) -> dict[str, Any]:
-    """A fact and what became of it, flat; the id, which is computed from the content, comes first."""
-    plain: dict[str, Any] = to_plain(history)
-    fact = plain.pop("fact")
-    return {"id": history.fact.id, "prompt": fact["prompt"], "target": fact["target"], **plain}
-
-
-def fact_rows_views(rows: Sequence[dict[str, Any]]) -> list[RenderableType]:
-    """A table with ids short enough to read and long enough to type."""
-    short = [{**row, "id": row["id"][:SHOWN_ID]} for row in rows]
-    return views("facts list", short, columns=("id", "prompt", "target", "status", "release"))
-
-
-def fact_document(detail: FactDetail) -> dict[str, Any]:
-    """All about one fact, its id first."""
-    plain: dict[str, Any] = to_plain(detail)
-    history = [{key: value for key, value in row.items() if key != "fact"} for row in plain["history"]]
-    return {"id": detail.fact.id, **plain.pop("fact"), **plain, "history": history}
 
 
 def demo_views(report: DemoReport) -> list[RenderableType]:

@@ -14,7 +14,7 @@ from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.lock import lock_holder, workspace_lock
-from memupdate.ledger.records import Batch, FactDetail, FactHistory, FactsDiff, ReleaseRecord
+from memupdate.ledger.records import Batch, FactsDiff, ReleaseRecord
 from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
 from memupdate.operations import (
     calibrating,
@@ -27,6 +27,7 @@ from memupdate.operations import (
     verifying,
 )
 from memupdate.operations.config import POLICY_FILE, WorkspaceConfig, write_config
+from memupdate.operations.questions import LedgerQuestions
 from memupdate.operations.reports import (
     AddReport,
     CalibrationReport,
@@ -51,7 +52,7 @@ SHIPPED_PROBES = "known.jsonl"
 SHIPPED_POINTS = "calibration.json"
 
 
-class Workspace:
+class Workspace(LedgerQuestions):
     """A folder with a ledger, a registry of releases, a policy and a base model.
 
     Raises:
@@ -60,7 +61,8 @@ class Workspace:
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.session = Session.open(Path(root).resolve())
+        super().__init__(root)
+        self.session = Session.open(self.layout.root)
 
     @classmethod
     def init(
@@ -140,12 +142,7 @@ class Workspace:
             for folder in self.session.layout.written_under_lock:
                 remove_leftovers(folder)
             yield ledger
-
-    @contextmanager
-    def reader(self) -> Iterator[Ledger]:
-        """The ledger for reading, as it is now: all answers are of one moment. Never waits for a writer."""
-        with Ledger.open(self.session.layout.ledger, readonly=True) as ledger, ledger.snapshot():
-            yield ledger
+            ledger.index_facts()  # for search, which finds what a crash left to be indexed all the same
 
     def calibrate(
         self,
@@ -409,16 +406,6 @@ class Workspace:
             for e in engines
         }
         return papers
-
-    def facts(self, *, limit: int = 50, offset: int = 0, collection: str | None = None) -> list[FactHistory]:
-        """Live facts."""
-        with self.reader() as ledger:
-            return ledger.facts_list(collection, limit=limit, offset=offset)
-
-    def fact(self, fact_id: str) -> FactDetail:
-        """One fact by a prefix of its id: sources, batches, releases, proofs."""
-        with self.reader() as ledger:
-            return ledger.fact(fact_id)
 
     def status(self) -> StatusReport:
         """One look at the workspace."""
