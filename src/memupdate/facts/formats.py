@@ -51,6 +51,7 @@ class NativeFormat:
         "locality",
         "source",
         "valid_from",
+        "valid_to",
         "tags",
         "rendering",
         "separator",
@@ -77,6 +78,7 @@ class NativeFormat:
             locality=_probes(fields),
             source=fields.optional_text("source"),
             valid_from=fields.optional_time("valid_from"),
+            valid_to=fields.optional_time("valid_to"),
             tags=fields.texts("tags"),
             rendering=cast("Rendering", fields.choice("rendering", _RENDERINGS, "auto")),
             separator=fields.spacing("separator", " "),
@@ -153,6 +155,7 @@ def native_record(fact: Fact) -> dict[str, Any]:
         "locality": [_probe_record(probe) for probe in fact.locality],
         "source": fact.source,
         "valid_from": fact.valid_from,
+        "valid_to": fact.valid_to,
         "tags": list(fact.tags),
         "rendering": None if fact.rendering == "auto" else fact.rendering,
     }

@@ -9,17 +9,21 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from memupdate.facts.model import Fact, Probe
+from memupdate.facts.model import Fact, Message, Probe
 
 _FIELDS = frozenset(field.name for field in fields(Fact))
+_SORTED_FIELDS = sorted(_FIELDS)
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def fact_json(fact: Fact) -> str:
     """Every field as ASCII JSON, so that NULs and lone surrogates pass through SQLite unharmed."""
-    # Not `asdict`: its deep copies take longer than all the rest of storing a fact.
-    data = {name: getattr(fact, name) for name in _FIELDS}
-    data["locality"] = [{"prompt": probe.prompt, "target": probe.target} for probe in fact.locality]
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+    # Neither `asdict` nor an encoder made anew for each fact: either takes longer than all the rest of storing one.
+    data = {name: getattr(fact, name) for name in _SORTED_FIELDS}
+    for name in ("locality", "portability"):
+        data[name] = [{"prompt": probe.prompt, "target": probe.target} for probe in data[name]]
+    data["context"] = [{"role": turn.role, "content": turn.content} for turn in fact.context]
+    return _encode(data)
 
 
 def parse_fact(content_json: str) -> Fact:
@@ -27,7 +31,9 @@ def parse_fact(content_json: str) -> Fact:
     data: dict[str, Any] = {name: value for name, value in json.loads(content_json).items() if name in _FIELDS}
     data["paraphrases"] = tuple(data["paraphrases"])
     data["tags"] = tuple(data["tags"])
-    data["locality"] = tuple(Probe(**probe) for probe in data["locality"])
+    for name in ("locality", "portability"):
+        data[name] = tuple(Probe(**probe) for probe in data.get(name, ()))  # facts stored before lack the second
+    data["context"] = tuple(Message(**turn) for turn in data.get("context", ()))
     return Fact(**data)
 
 
