@@ -1,4 +1,4 @@
-"""The held-out batches: five kinds of facts, nine sizes each, drawn from worlds that neither the embedded model nor its calibration has seen.
+"""The held-out batches: five kinds of facts, eight sizes each, drawn from worlds that neither the embedded model nor its calibration has seen.
 
 Invariant: a batch depends on its name only. This module knows nothing of ranks or laws.
 """
@@ -15,8 +15,8 @@ from types import ModuleType
 from memupdate.facts.model import Fact
 from memupdate.resources import resource_dir
 
-TARGET_TOKENS = (30, 50, 85, 140, 235, 395, 665, 1115, 2000)
-"""About log-spaced; a batch stops at the fact that reaches its size."""
+TARGET_TOKENS = (30, 55, 100, 180, 330, 600, 1090, 2000)
+"""Log-spaced; a batch stops at the fact that reaches its size."""
 KINDS = ("world", "bare", "numbers", "prose", "mixed")
 
 

@@ -104,7 +104,7 @@ def _measure_batch(name: str, path: Path) -> None:
 
 
 def _guess(batch: HeldOutBatch, tokens: int) -> int:
-    wanted = tokens / (40 if batch.kind == "numbers" else 160)
+    wanted = tokens / (100 if batch.kind == "numbers" else 260)
     return next((rank for rank in LADDER if rank >= wanted), LADDER[-1])
 
 
