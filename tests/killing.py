@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -123,10 +124,11 @@ class Commands:
         self.context.set_forkserver_preload(_PRELOADED)
         self.count = 0
 
-    def start(self, root: Path, *arguments: str) -> Command:
+    def start(self, root: Path, *arguments: str, file_limit_bytes: int | None = None) -> Command:
         self.count += 1
         said = self.folder / f"said-{self.count}"
-        process = self.context.Process(target=_main, args=(["-w", str(root), *arguments], str(said)))
+        whole = ["-w", str(root), *arguments]
+        process = self.context.Process(target=_main, args=(whole, str(said), file_limit_bytes))
         process.start()
         return Command(process, said)
 
@@ -198,15 +200,19 @@ class Stage:
     """What the template holds."""
     after: dict[str, Any]
     """What an undisturbed `add` of `second` leaves."""
+    run_s: float
+    """How long such an `add` takes here; random moments are drawn up to a little more."""
 
 
-def _main(arguments: list[str], said: str) -> None:
+def _main(arguments: list[str], said: str, file_limit_bytes: int | None) -> None:
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     sys.argv = ["memupdate", *arguments]
+    if file_limit_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     from memupdate.cli import main
 
     try:

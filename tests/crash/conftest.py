@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +29,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         # A new interpreter, as a user starts it: what forked processes do is compared with that.
         done = killing.run_cold(undisturbed, "add", str(second))
         assert done.returncode == 0, done.stderr
-        yield Stage(commands, folder, model, template, second, killing.content(template), killing.content(undisturbed))
+        after = killing.content(undisturbed)
+        began = time.monotonic()
+        quick = commands.run(Path(shutil.copytree(template, folder / "timed")), "add", str(second))
+        run_s = time.monotonic() - began
+        assert quick.wait() == 0, quick.said
+        yield Stage(commands, folder, model, template, second, killing.content(template), after, run_s)
 
 
 @pytest.fixture
