@@ -10,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from json.encoder import encode_basestring
-from typing import Any, Literal
+from typing import Literal
 
 from memupdate.storage import text_sha256
 
@@ -57,8 +57,6 @@ class Fact:
     """Where the operator has it from (free text), not the file; no part of the identity."""
     valid_from: str | None = None
     """ISO 8601 date or time from which it is true."""
-    valid_to: str | None = None
-    """ISO 8601 date or time from which it is true no longer."""
     tags: tuple[str, ...] = ()
     rendering: Rendering = "auto"
     separator: str = " "
@@ -76,8 +74,9 @@ class Fact:
         """Content address `sha256:<hex>` over what the model is taught and when it holds."""
         # Canonical JSON, put together by hand: `json.dumps` takes longer than all the rest of reading a fact.
         until = "" if self.valid_to is None else f',"valid_to":{_json(self.valid_to)}'
+        turns = "" if not self.context else f'"context":[{",".join(map(_turn_json, self.context))}],'
         return text_sha256(
-            f'{{"paraphrases":[{",".join(map(_json, self.paraphrases))}],"prompt":{_json(self.prompt)},'
+            f'{{{turns}"paraphrases":[{",".join(map(_json, self.paraphrases))}],"prompt":{_json(self.prompt)},'
             f'"relation":{_json(self.relation)},"rendering":{_json(self.rendering)},"separator":{_json(self.separator)},'
             f'"subject":{_json(self.subject)},"target":{_json(self.target)},"valid_from":{_json(self.valid_from)}{until}}}'
         )
@@ -95,6 +94,10 @@ class Fact:
 
 def _json(text: str | None) -> str:
     return "null" if text is None else encode_basestring(text)
+
+
+def _turn_json(turn: Message) -> str:
+    return f'{{"content":{_json(turn.content)},"role":{_json(turn.role)}}}'
 
 
 def prompt_key(prompt: str) -> str:
