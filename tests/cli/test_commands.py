@@ -38,11 +38,14 @@ COMMANDS = [
     ["facts", "explain"],
     ["facts", "waiting"],
     ["facts", "retract"],
+    ["ledger"],
+    ["ledger", "backup"],
+    ["ledger", "restore"],
     ["compact"],
     ["serve"],
     ["demo"],
 ]
-REPORTING = [command for command in COMMANDS if command not in (["releases"], ["facts"], ["serve"])]
+REPORTING = [command for command in COMMANDS if command not in (["releases"], ["facts"], ["ledger"], ["serve"])]
 HEAVY = ["torch", "transformers", "peft", "vllm", "scipy", "matplotlib", "sqlite_utils", "rich.progress"]
 
 runner = CliRunner()

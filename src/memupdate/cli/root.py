@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from memupdate import __version__
-from memupdate.cli import compact, demo, deploy, facts, law, report, retract, update, workspace
+from memupdate.cli import compact, demo, deploy, facts, law, ledger, report, retract, update, workspace
 from memupdate.cli.errors import (
     INTERRUPTED_EXIT_CODE,
     TERMINATED_EXIT_CODE,
@@ -121,6 +121,7 @@ report.register(app)
 update.register(app)
 deploy.register(app)
 facts.register(app)
+ledger.register(app)
 retract.register(facts.facts_app)
 compact.register(app)
 demo.register(app)

@@ -8,6 +8,7 @@ and supersessions.
 from __future__ import annotations
 
 from memupdate.ledger.batches import Batches
+from memupdate.ledger.copies import Copies
 from memupdate.ledger.events import Events
 from memupdate.ledger.facts import Facts
 from memupdate.ledger.figures import Figures
@@ -17,7 +18,7 @@ from memupdate.ledger.questions import Questions
 from memupdate.ledger.releases import Releases
 
 
-class Ledger(Maintenance, Batches, Questions, Facts, Releases, Law, Events, Figures):
+class Ledger(Maintenance, Batches, Questions, Facts, Releases, Law, Events, Figures, Copies):
     """Open with `Ledger.open(path)` or `Ledger.create(path)`; close it, or use it as a context manager.
 
     Each method that changes something is one transaction; `with ledger.transaction():` makes several into one. One

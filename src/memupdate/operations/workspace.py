@@ -17,6 +17,7 @@ from memupdate.ledger.lock import lock_holder, workspace_lock
 from memupdate.ledger.records import Batch, FactsDiff, ReleaseRecord
 from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
 from memupdate.operations import (
+    backing_up,
     calibrating,
     compacting,
     planning,
@@ -26,6 +27,7 @@ from memupdate.operations import (
     serving,
     verifying,
 )
+from memupdate.operations.backing_up import BackupReport
 from memupdate.operations.config import POLICY_FILE, WorkspaceConfig, write_config
 from memupdate.operations.questions import LedgerQuestions
 from memupdate.operations.reports import (
@@ -143,6 +145,21 @@ class Workspace(LedgerQuestions):
                 remove_leftovers(folder)
             yield ledger
             ledger.index_facts()  # for search, which finds what a crash left to be indexed all the same
+
+    def backup(self, file: Path | str) -> BackupReport:
+        """Write ledger, releases, slices and settings to one tar file, at one moment, while others go on writing.
+
+        Raises:
+            UsageError: the file is there already or cannot be written.
+            LedgerError: what the ledger names is missing or altered; all such files are listed.
+        """
+        return backing_up.back_up(self.layout, Path(file))
+
+    @classmethod
+    def restore(cls, file: Path | str, to: Path | str) -> Workspace:
+        """Bring a backup back in `to`, which must be empty or not there. Raises UsageError for a damaged backup."""
+        backing_up.restore(Path(file), Path(to))
+        return cls(to)
 
     def calibrate(
         self,
