@@ -56,6 +56,8 @@ class BatchRun:
     proof: MemoryProof | None = None
     attempts: int = 0
     epochs: int = 0
+    training_s: float = 0.0
+    """All attempts together, as `epochs`."""
     messages: list[str] = field(default_factory=list)
 
     @property
@@ -163,6 +165,7 @@ class BatchRun:
             self.attempts += 1
             outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, self.progress)
             self.epochs += outcome.epochs
+            self.training_s += outcome.duration_s
             if outcome.stepped_back:
                 self.messages.append("training diverged once and went on from its last good state at a lower rate")
             proved = sum(s.min_probability >= settings.threshold for s in outcome.scores[: len(facts)])
@@ -200,7 +203,7 @@ class BatchRun:
             effective_parameters=outcome.memory.parameters, facts=len(facts), target_tokens=sum(len(s.logprobs) for s in own),
             loss_before_nats=mean_loss_nats(base), loss_after_nats=outcome.loss_after_nats,
             facts_proved=sum(s.min_probability >= session.policy.training.threshold for s in own), kl_nats=outcome.kl_nats,
-            epochs=self.epochs, stopped_early=outcome.stopped_early, duration_s=outcome.duration_s, origin="batch",
+            epochs=self.epochs, stopped_early=outcome.stopped_early, duration_s=self.training_s, origin="batch",
         )  # fmt: skip
 
     def verify(self) -> None:
