@@ -1,12 +1,14 @@
 """Facts as rows and back.
 
-Invariant: `parse_fact(fact_json(fact)) == fact` for every fact, whatever characters it holds.
+Invariant: `parse_fact(fact_json(fact)) == fact` for every fact, whatever characters it holds. A fact whose text was purged
+comes back as a `PurgedFact`, under its old id.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from memupdate.facts.model import Fact, Message, Probe
@@ -26,9 +28,38 @@ def fact_json(fact: Fact) -> str:
     return _encode(data)
 
 
+PURGED_TEXT = "[purged]"
+"""What stands where a purged text was."""
+
+
+@dataclass(frozen=True)
+class PurgedFact(Fact):
+    """What is left of a fact whose text was purged: the id that it had. It has nothing to teach."""
+
+    purged_id: str = ""
+
+    @cached_property
+    def id(self) -> str:
+        """As it was when the fact still had its text; can be computed no longer."""
+        return self.purged_id
+
+    @cached_property
+    def key(self) -> str:
+        """A key of its own: it contradicts and supersedes nothing any more."""
+        return f"purged:{self.purged_id}"
+
+
+def purged_json(fact: str) -> str:
+    """`content_json` of a purged fact, by its id."""
+    return f'{{"purged":"{fact}"}}'
+
+
 def parse_fact(content_json: str) -> Fact:
     """The fact that `fact_json` wrote; fields of a newer memupdate are passed over."""
-    data: dict[str, Any] = {name: value for name, value in json.loads(content_json).items() if name in _FIELDS}
+    stored: dict[str, Any] = json.loads(content_json)
+    if "purged" in stored:
+        return PurgedFact(PURGED_TEXT, PURGED_TEXT, purged_id=stored["purged"])
+    data = {name: value for name, value in stored.items() if name in _FIELDS}
     data["paraphrases"] = tuple(data["paraphrases"])
     data["tags"] = tuple(data["tags"])
     for name in ("locality", "portability"):

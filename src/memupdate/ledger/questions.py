@@ -38,7 +38,8 @@ class FactLifetime:
     valid_from: str | None
     """When it began to be true, as told."""
     valid_to: str | None
-    batch: int
+    batch: int | None
+    """None for a fact on record that was not taught."""
     told_at_utc: str
     since_release: str | None
     """The release that brought it; None until there is one."""
@@ -147,7 +148,7 @@ class Questions(Facts, Search):
         if not rows:
             place = "the ledger" if collection is None else f"collection {collection}"
             raise LedgerError(f"{asked}: nothing in {place} is about this", "look for it with `memupdate facts search`")
-        return sorted(rows, key=lambda row: (row.collection, row.key, row.batch))
+        return sorted(rows, key=lambda row: (row.collection, row.key, row.told_at_utc, row.batch or 0))
 
     def _keys_of(self, asked: str) -> list[str]:
         """The keys that `asked` may mean, the most literal first; only those that the ledger knows."""

@@ -68,10 +68,9 @@ class Search(LedgerDatabase):
             )
             return max(0, done.rowcount)
 
-    def rebuild_index(self) -> None:
-        """Make the index afresh, so that nothing of it remembers what a fact once said."""
-        with self.transaction():
-            self._execute("INSERT INTO facts_fts (facts_fts) VALUES ('rebuild')")
+    def empty_index(self) -> None:
+        """Forget all; `index_facts` makes the index anew."""
+        self._execute("INSERT INTO facts_fts (facts_fts) VALUES ('delete-all')")
 
     def search(self, text: str, collection: str | None = None, *, limit: int = 20) -> list[SearchHit]:
         """Facts that hold every word of `text` in prompt, target, subject or relation, the best match first.
