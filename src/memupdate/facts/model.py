@@ -89,7 +89,14 @@ class Fact:
         """
         if self.subject and self.relation:
             return f"sr:{normalise(self.subject)}\x1f{normalise(self.relation)}"
-        return prompt_key(self.prompt)
+        return self.wording_key(self.prompt)
+
+    def wording_key(self, wording: str) -> str:
+        """What identifies a question: the normalised wording, and the turns before it where there are any."""
+        if not self.context:
+            return prompt_key(wording)
+        turns = "\x1f".join(f"{turn.role}:{normalise(turn.content)}" for turn in self.context)
+        return f"c:{turns}\x1f{normalise(wording)}"
 
 
 def _json(text: str | None) -> str:
