@@ -200,17 +200,18 @@ from memupdate.facts.model import Fact
 from memupdate.ledger import Ledger
 
 ledger = Ledger.create(Path(sys.argv[1]))
-insert = ledger._insert_all
+execute = ledger._execute
 
-def slow(table, rows, ignore=False):
-    rows = list(rows)
-    insert(table, rows[: len(rows) // 2], ignore=ignore)
-    if table == sys.argv[2]:
-        print("in the middle", flush=True)
-        sys.stdin.read()
-    insert(table, rows[len(rows) // 2 :], ignore=ignore)
+def stop():
+    print("in the middle", flush=True)
+    sys.stdin.read()
 
-ledger._insert_all = slow
+def slow(sql, parameters=()):
+    if f"INSERT INTO {sys.argv[2]} " in sql:
+        ledger._connection.set_progress_handler(stop, 20_000)  # instructions of SQLite's machine: some hundred rows
+    return execute(sql, parameters)
+
+ledger._execute = slow
 facts = tuple(LocatedFact(Fact(f"q{n}", "a" * 3000), n + 1) for n in range(1000))
 ledger.receive_batch("acme", FactsFile("f", "sha256:", 1, "native", facts), "{}")
 """

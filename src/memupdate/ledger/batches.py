@@ -14,11 +14,11 @@ from typing import Any
 from memupdate.errors import LedgerError, UsageError
 from memupdate.facts.files import FactsFile
 from memupdate.layout import COLLECTION_PATTERN
-from memupdate.ledger.content import fact_row, parse_fact, storable
+from memupdate.ledger.content import parse_fact, storable
 from memupdate.ledger.database import utc_now
 from memupdate.ledger.events import Events
-from memupdate.ledger.facts import Facts
-from memupdate.ledger.records import Batch, BatchFact, BatchState, FactsDiff
+from memupdate.ledger.records import Batch, BatchFact, BatchState
+from memupdate.ledger.staging import FactSource, Staged, Staging
 
 _NEXT: dict[BatchState, tuple[BatchState, ...]] = {
     "received": ("planned", "failed"),
@@ -34,7 +34,35 @@ _NEXT: dict[BatchState, tuple[BatchState, ...]] = {
 _UNFINISHED = "(state IN ('received', 'planned', 'trained', 'verified') OR (state = 'released' AND publish = 1))"
 
 
-class Batches(Facts, Events):
+# Facts go in by their ids: each index then grows at one place, and a million of them need no more memory than a thousand.
+_STORE_FACTS = """
+INSERT INTO facts (id, key, prompt, target, subject, relation, content_json, created_at_utc)
+SELECT id, key, prompt, target, subject, relation, content_json, :now FROM staged
+WHERE told IS NULL OR told IN ('superseding', 'older', 'ended', 'future') ORDER BY id ON CONFLICT DO NOTHING
+"""
+
+_STORE_LINES = """
+INSERT INTO fact_sources (fact, source, line, external_id, stated_source)
+SELECT COALESCE(kept, id), :source, line, external_id, stated_source FROM staged
+WHERE told IS NULL OR told <> 'problem' ORDER BY COALESCE(kept, id), line ON CONFLICT DO NOTHING
+"""
+"""A fact that is known already gets one more source."""
+
+_RECORD = """
+INSERT INTO recorded_facts (collection, fact, source, reason, current, told_at_utc)
+SELECT :collection, id, :source, told, live, :now FROM staged WHERE told IN ('older', 'ended', 'future') ORDER BY seq
+ON CONFLICT DO NOTHING
+"""
+
+_TEACH = """
+INSERT INTO batch_facts (batch, fact, position, change, supersedes)
+SELECT :batch, id, position, COALESCE(told, 'new'), CASE told WHEN 'superseding' THEN live END FROM (
+    SELECT *, ROW_NUMBER() OVER (ORDER BY seq) - 1 AS position FROM staged WHERE told IS NULL OR told = 'superseding'
+) ORDER BY id
+"""
+
+
+class Batches(Staging, Events):
     """Batches and their state machine."""
 
     def ensure_collection(self, collection: str) -> None:
@@ -53,41 +81,53 @@ class Batches(Facts, Events):
         return [row["name"] for row in self._rows("SELECT name FROM collections ORDER BY name")]
 
     def receive_batch(
-        self, collection: str, facts_file: FactsFile, policy_json: str, *, publish: bool = True
+        self,
+        collection: str,
+        facts: Staged | FactSource | FactsFile,
+        policy_json: str,
+        *,
+        publish: bool = True,
+        skip_invalid: bool = False,
     ) -> Batch | None:
         """Store a facts file and what it changes: one transaction, from nothing to state `received`.
 
         Args:
+            facts: a file, or what `stage` made of it.
             policy_json: the resolved policy, which the batch keeps to its end, also across `resume`.
             publish: whether the batch is finished only when published.
+            skip_invalid: of a file that is not staged yet, see `stage`.
 
         Returns:
-            The batch, or None where every fact is live already; its source is recorded either way.
+            The batch, or None where no fact is to be taught; the source, and what is only put on record, are stored either way.
 
         Raises:
             LedgerError: the collection has a batch that is not released yet.
+            FactsError: the file cannot be taken.
         """
+        if not isinstance(facts, Staged):
+            with self.stage(collection, facts, skip_invalid=skip_invalid) as staged:
+                return self.receive_batch(collection, staged, policy_json, publish=publish)
         with self.transaction():
             self.ensure_collection(collection)
             self._refuse_unfinished(collection)
-            changes = self.diff(collection, [located.fact for located in facts_file.facts])
-            source = self._store_source(facts_file)
-            if changes.is_empty:
-                self.add_event("unchanged", collection=collection, detail={"file": storable(facts_file.path)})
-                return None
+            facts.refresh()
             now = utc_now()
+            source = self._store_source(facts, now)
+            if not facts.counts.taught:
+                self.add_event("unchanged", collection=collection, detail={"file": storable(facts.path)})
+                return None
             row = {
                 "collection": collection,
                 "source": source,
                 "state": "received",
                 "publish": int(publish),
-                "facts_unchanged": len(changes.unchanged),
+                "facts_unchanged": facts.counts.unchanged,
                 "policy_json": policy_json,
                 "created_at_utc": now,
                 "updated_at_utc": now,
             }
             batch = self._insert("batches", row)
-            self._insert_all("batch_facts", _batch_fact_rows(batch, changes, facts_file))
+            self._execute(_TEACH, {"batch": batch})
             self.add_event("state", collection=collection, batch=batch, detail={"state": "received"})
             return self.batch(batch)
 
@@ -99,35 +139,22 @@ class Batches(Facts, Events):
                 "finish it with `memupdate resume`",
             )
 
-    def _store_source(self, facts_file: FactsFile) -> int:
-        now = utc_now()
+    def _store_source(self, staged: Staged, now: str) -> int:
+        """The file, its facts with their lines, and what is put on record without being taught."""
         source_row = {
-            "path": storable(facts_file.path),
-            "sha256": facts_file.sha256,
-            "size_bytes": facts_file.size_bytes,
-            "format": facts_file.format,
+            "path": storable(staged.path),
+            "sha256": staged.sha256,
+            "size_bytes": staged.size_bytes,
+            "format": staged.format,
             "received_at_utc": now,
         }
         self._insert_all("sources", [source_row], ignore=True)
         found = self._row("SELECT id FROM sources WHERE path = :path AND sha256 = :sha256", source_row)
         assert found is not None  # inserted two lines above, in the same transaction
-        source = int(found["id"])
-        self._insert_all("facts", [fact_row(located.fact, now) for located in facts_file.facts], ignore=True)
-        self._insert_all(
-            "fact_sources",
-            [
-                {
-                    "fact": located.fact.id,
-                    "source": source,
-                    "line": located.line,
-                    "external_id": storable(located.fact.external_id),
-                    "stated_source": storable(located.fact.source),
-                }
-                for located in facts_file.facts
-            ],
-            ignore=True,
-        )
-        return source
+        parameters = {"source": int(found["id"]), "now": now, "collection": staged.collection}
+        for statement in (_STORE_FACTS, _STORE_LINES, _RECORD):
+            self._execute(statement, parameters)
+        return int(found["id"])
 
     def batch(self, batch: int) -> Batch:
         """One batch. Raises LedgerError where there is none with this id."""
@@ -240,19 +267,3 @@ def _batch(row: sqlite3.Row) -> Batch:
         facts_retracting=row["facts_retracting"],
         facts_dropped=row["facts_dropped"],
     )
-
-
-def _batch_fact_rows(batch: int, changes: FactsDiff, facts_file: FactsFile) -> list[dict[str, Any]]:
-    replaced = {fact.id: old.id for fact, old in changes.superseding}
-    unchanged = {fact.id for fact in changes.unchanged}
-    changed = [located.fact.id for located in facts_file.facts if located.fact.id not in unchanged]
-    return [
-        {
-            "batch": batch,
-            "fact": fact,
-            "position": position,
-            "change": "superseding" if fact in replaced else "new",
-            "supersedes": replaced.get(fact),
-        }
-        for position, fact in enumerate(changed)
-    ]

@@ -7,25 +7,33 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from memupdate.errors import LedgerError
 from memupdate.facts.model import Fact
-from memupdate.ledger.content import parse_fact
+from memupdate.ledger.content import parse_fact, storable
 from memupdate.ledger.database import LedgerDatabase
 from memupdate.ledger.records import (
     FactDetail,
     FactHistory,
-    FactsDiff,
     FactSource,
     FactStatus,
     ProofRecord,
     Source,
 )
 
-_MEMBERS = """
-WITH line AS (
+LIVE = """
+(bf.outcome IS NULL OR bf.outcome <> 'unproved') AND bf.change <> 'dropped' AND NOT EXISTS (
+    SELECT 1 FROM batch_facts s CROSS JOIN line_of later ON later.batch = s.batch
+    WHERE s.supersedes = bf.fact AND later.version > line_of.version
+)
+"""
+"""Of a row `bf` of `batch_facts` and the row of `line_of` with its batch and version: whether its fact is live at the end
+of that line of batches. CROSS JOIN keeps SQLite to the order written, in which each step is a look into an index."""
+
+_LINE = """
+WITH line_of (batch, version) AS MATERIALIZED (
     SELECT batch, version FROM releases
     WHERE collection = :collection AND version <= :version AND batch IS NOT NULL
         AND (version = :asked OR name IN (SELECT name FROM good_releases))
@@ -34,11 +42,30 @@ WITH line AS (
     WHERE id = :with_batch AND collection = :collection
         AND id NOT IN (SELECT batch FROM releases WHERE batch IS NOT NULL)
 )
-SELECT bf.fact, bf.change, bf.supersedes, bf.outcome, line.version, f.content_json
-FROM line JOIN batch_facts bf ON bf.batch = line.batch JOIN facts f ON f.id = bf.fact
-ORDER BY line.version, bf.position
 """
-"""Facts of the batches that lead to a release, in order. A failed release counts only when asked for itself."""
+"""Batches that lead to a release. A failed release counts only when asked for itself."""
+
+_IN_LINE = "FROM line_of CROSS JOIN batch_facts bf ON bf.batch = line_of.batch CROSS JOIN facts f ON f.id = bf.fact"
+
+_LIVE_FACTS = f"{_LINE} SELECT f.content_json {_IN_LINE} WHERE {LIVE} ORDER BY line_of.version, bf.position"
+
+_LIVE_COUNT = (
+    f"{_LINE} SELECT COUNT(*) AS n FROM line_of CROSS JOIN batch_facts bf ON bf.batch = line_of.batch WHERE {LIVE}"
+)
+
+_LIVE_KEY = f"""{_LINE}
+SELECT f.content_json FROM facts f CROSS JOIN batch_facts bf ON bf.fact = f.id
+CROSS JOIN line_of ON line_of.batch = bf.batch WHERE f.key = :key AND {LIVE}
+"""
+
+_DEAD_FACTS = f"""{_LINE}
+SELECT f.content_json FROM line_of was CROSS JOIN batch_facts told ON told.batch = was.batch
+CROSS JOIN facts f ON f.id = told.fact
+WHERE (told.outcome IS NULL OR told.outcome <> 'unproved') AND told.change <> 'dropped' AND NOT EXISTS (
+    SELECT 1 FROM batch_facts bf CROSS JOIN line_of ON line_of.batch = bf.batch WHERE bf.fact = told.fact AND {LIVE}
+)
+GROUP BY f.id ORDER BY MIN(was.version), told.position
+"""
 
 _HISTORY = "SELECT h.*, f.content_json FROM fact_history h JOIN facts f ON f.id = h.fact"
 
@@ -59,58 +86,39 @@ class Facts(LedgerDatabase):
             as_of_version: N; None for the newest release that did not fail.
             with_batch: an unfinished batch, taken as if it were released right after N.
         """
-        return [parse_fact(row["content_json"]) for row in self._line(collection, as_of_version, with_batch)[0]]
+        parameters = self._line(collection, as_of_version, with_batch)
+        return [parse_fact(row["content_json"]) for row in self._rows(_LIVE_FACTS, parameters)]
+
+    def live_count(self, collection: str, *, as_of_version: int | None = None, with_batch: int | None = None) -> int:
+        """How many facts `live_facts` gives; arguments as there."""
+        row = self._row(_LIVE_COUNT, self._line(collection, as_of_version, with_batch))
+        return 0 if row is None else int(row["n"])
+
+    def live_fact(self, collection: str, key: str, *, as_of_version: int | None = None) -> Fact | None:
+        """The fact that a release holds about one key (`Fact.key`); None where it holds none. Arguments as for `live_facts`."""
+        rows = self._rows(_LIVE_KEY, {**self._line(collection, as_of_version, None), "key": storable(key)})
+        facts = (parse_fact(row["content_json"]) for row in rows)
+        return next((fact for fact in facts if fact.key == key), None)
 
     def superseded_facts(
         self, collection: str, *, as_of_version: int | None = None, with_batch: int | None = None
     ) -> list[Fact]:
         """Facts that were live before and are not any more, each once; arguments as for `live_facts`."""
-        return [parse_fact(row["content_json"]) for row in self._line(collection, as_of_version, with_batch)[1]]
+        parameters = self._line(collection, as_of_version, with_batch)
+        return [parse_fact(row["content_json"]) for row in self._rows(_DEAD_FACTS, parameters)]
 
-    def _line(
-        self, collection: str, as_of_version: int | None, with_batch: int | None
-    ) -> tuple[list[sqlite3.Row], list[sqlite3.Row]]:
-        """(live, superseded) members; not in SQL, where joining supersessions took time squared in the facts."""
-        parameters = {
+    def _line(self, collection: str, as_of_version: int | None, with_batch: int | None) -> dict[str, Any]:
+        """Parameters of `_LINE`."""
+        return {
             "collection": collection,
             "version": self._newest_version(collection) if as_of_version is None else as_of_version,
             "asked": as_of_version,
             "with_batch": with_batch,
         }
-        members = self._rows(_MEMBERS, parameters)
-        died = {row["supersedes"]: row["version"] for row in members if row["supersedes"] is not None}
-        stored = [row for row in members if row["outcome"] != "unproved" and row["change"] != "dropped"]
-        live = [row for row in stored if died.get(row["fact"], 0) <= row["version"]]
-        alive = {row["fact"] for row in live}
-        superseded: dict[str, sqlite3.Row] = {}
-        for row in stored:
-            if row["fact"] not in alive:
-                superseded.setdefault(row["fact"], row)
-        return live, list(superseded.values())
 
     def _newest_version(self, collection: str) -> int:
         row = self._row("SELECT MAX(version) AS version FROM releases WHERE collection = ?", [collection])
         return 0 if row is None or row["version"] is None else int(row["version"])
-
-    def diff(self, collection: str, facts: Iterable[Fact]) -> FactsDiff:
-        """Facts against the live ones of `collection`; a collection that is not there yet has none.
-
-        The same fact is unchanged; another one under the same key supersedes; the rest is new. Facts with the same key
-        among `facts` are the caller's error (`read_facts` refuses them).
-        """
-        live = {fact.key: fact for fact in self.live_facts(collection)}
-        new: list[Fact] = []
-        superseding: list[tuple[Fact, Fact]] = []
-        unchanged: list[Fact] = []
-        for fact in facts:
-            old = live.get(fact.key)
-            if old is None:
-                new.append(fact)
-            elif old.id == fact.id:
-                unchanged.append(fact)
-            else:
-                superseding.append((fact, old))
-        return FactsDiff(tuple(new), tuple(superseding), tuple(unchanged))
 
     def facts_list(
         self,

@@ -171,12 +171,6 @@ class Figures(LedgerDatabase):
         rows = self._rows(_RELEASES, {"collection": collection})
         return [_release(row, proofs.get(row["name"], ()), regressions.get(row["name"], 0)) for row in rows]
 
-    def live_count(self, collection: str) -> int:
-        """Facts live in the newest release."""
-        sql = "SELECT COUNT(*) AS n FROM fact_history WHERE collection = ? AND status = 'live'"
-        row = self._row(sql, [collection])
-        return 0 if row is None else int(row["n"])
-
     def margins(self, release: str, engine: Engine, *, bins: int) -> Margins:
         """The histogram of one release on one engine."""
         rows = self._rows(

@@ -456,3 +456,44 @@ def m009_law_points_of_kinds(db: Database) -> None:
         "ALTER TABLE law_points ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1",
         "ALTER TABLE law_points ADD COLUMN kind TEXT NOT NULL DEFAULT ''",
     )
+
+
+@_step
+def m010_told_but_not_taught(db: Database) -> None:
+    """Facts on record that are not in the weights: older values that came late, what is true no more or not yet."""
+    _run(
+        db,
+        "CREATE INDEX batch_facts_by_position ON batch_facts (batch, position)",
+        """CREATE TABLE recorded_facts (
+            id INTEGER PRIMARY KEY,
+            collection TEXT NOT NULL REFERENCES collections (name),
+            fact TEXT NOT NULL REFERENCES facts (id),
+            source INTEGER NOT NULL REFERENCES sources (id),
+            reason TEXT NOT NULL CHECK (reason IN ('older', 'ended', 'future')),  -- older: than the live value of its key;
+                                             -- ended: true no more; future: not true yet
+            current TEXT REFERENCES facts (id),  -- what was live under its key when it was told
+            told_at_utc TEXT NOT NULL,
+            UNIQUE (collection, fact, reason)
+        )""",
+        "CREATE INDEX recorded_facts_by_fact ON recorded_facts (fact)",
+        "CREATE INDEX recorded_facts_by_source ON recorded_facts (source)",
+        "DROP VIEW fact_lifetimes",
+        """CREATE VIEW fact_lifetimes AS
+            SELECT h.collection, f.key, h.fact, f.prompt, f.target, h.change, h.status,
+                json_extract(f.content_json, '$.valid_from') AS valid_from,
+                json_extract(f.content_json, '$.valid_to') AS valid_to,
+                h.batch, h.at_utc AS told_at_utc,
+                h.release AS since_release, h.version AS since_version, r.created_at_utc AS since_utc,
+                ended.name AS until_release, ended.version AS until_version, ended.created_at_utc AS until_utc
+            FROM fact_history h JOIN facts f ON f.id = h.fact LEFT JOIN releases r ON r.name = h.release
+            LEFT JOIN good_releases ended ON ended.collection = h.collection AND ended.version = (
+                SELECT MIN(later.version) FROM batch_facts s JOIN good_releases later ON later.batch = s.batch
+                WHERE s.supersedes = h.fact AND later.collection = h.collection AND later.version > h.version
+            )
+            UNION ALL
+            SELECT t.collection, f.key, t.fact, f.prompt, f.target, 'historic', t.reason,
+                json_extract(f.content_json, '$.valid_from'), json_extract(f.content_json, '$.valid_to'),
+                NULL, t.told_at_utc, NULL, NULL, NULL, NULL, NULL, NULL
+            FROM recorded_facts t JOIN facts f ON f.id = t.fact""",
+    )
+    _append_only(db, "recorded_facts")

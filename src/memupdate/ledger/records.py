@@ -13,10 +13,14 @@ BatchKind = Literal["add", "compact", "retract"]
 Change = Literal["new", "superseding", "retracting", "dropped"]
 """`retracting`: stands in the place of a fact that was taken back; `dropped`: a compaction left its stand-in out, so that the
 model answers as its base does."""
+RecordedReason = Literal["older", "ended", "future"]
+"""Why a fact is on record without being taught: a later value of its key was told before it, or it is true no more, or not yet."""
+Told = Literal["new", "superseding", "unchanged", "older", "ended", "future"]
+"""What a fact does when it is told; see `memupdate.ledger.rules`."""
 Outcome = Literal["proved", "unproved"]
-FactStatus = Literal["live", "superseded", "retracted", "dropped", "unproved", "pending", "failed"]
+FactStatus = Literal["live", "superseded", "retracted", "dropped", "unproved", "pending", "failed", "purged"]
 """Of a fact in a batch: `pending` until the batch is released, `failed` with its batch, then one of the others. `dropped` is
-said of a retraction's stand-in that a compaction left out, `retracted` of the fact itself."""
+said of a retraction's stand-in that a compaction left out, `retracted` of the fact itself, `purged` of a fact whose text is gone."""
 Engine = Literal["in-process", "served"]
 
 
@@ -33,6 +37,62 @@ class FactsDiff:
     def is_empty(self) -> bool:
         """True where there is nothing to write."""
         return not self.new and not self.superseding
+
+
+@dataclass(frozen=True)
+class ToldFact:
+    """One line of a facts file and what it does: a row of the table that a dry run shows."""
+
+    told: Told
+    line: int
+    fact: str
+    """Its id."""
+    prompt: str
+    target: str
+    valid_from: str | None
+    valid_to: str | None
+    live: str | None
+    """Id of the live fact with the same key; None where there is none."""
+    live_target: str | None
+    live_valid_from: str | None
+
+
+@dataclass(frozen=True)
+class ToldCounts:
+    """Facts of a file by what they do. Lines that repeat an earlier line of the file count as `duplicates` only."""
+
+    new: int = 0
+    superseding: int = 0
+    unchanged: int = 0
+    older: int = 0
+    ended: int = 0
+    future: int = 0
+    duplicates: int = 0
+    problems: int = 0
+    """Lines with problems, and those that contradict each other."""
+
+    @property
+    def taught(self) -> int:
+        """Facts that a batch would write."""
+        return self.new + self.superseding
+
+    @property
+    def recorded(self) -> int:
+        """Facts that are kept as history without being taught."""
+        return self.older + self.ended + self.future
+
+
+@dataclass(frozen=True)
+class RecordedFact:
+    """A fact that was told and is on record, but not taught."""
+
+    fact: Fact
+    collection: str
+    source: int
+    reason: RecordedReason
+    current: str | None
+    """Id of the fact that was live under its key when it was told."""
+    told_at_utc: str
 
 
 @dataclass(frozen=True)

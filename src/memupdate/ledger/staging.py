@@ -1,0 +1,404 @@
+"""A facts file on its way in: its facts in temporary tables, compared with each other and with what is live.
+
+Invariant: the ledger itself is not touched, so that a file can be staged on a read-only connection and nothing of it is taken
+before all of it was judged; memory does not grow with the file, except for facts that share a question with another one.
+What the comparisons mean is in `memupdate.ledger.rules`; what is stored in the end, in `memupdate.ledger.batches`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Protocol
+
+from memupdate.errors import FactsError
+from memupdate.facts.files import FactsFile, LocatedFact, Problem
+from memupdate.facts.model import Fact, prompt_key
+from memupdate.facts.reader import MAX_DETAILS
+from memupdate.ledger import rules
+from memupdate.ledger.content import fact_json, parse_fact, storable
+from memupdate.ledger.database import plain_errors
+from memupdate.ledger.facts import LIVE, Facts
+from memupdate.ledger.records import FactsDiff, ToldCounts, ToldFact
+
+_CHUNK = 2_000
+"""Rows that pass between Python and SQLite at a time."""
+
+_TABLES = (
+    """CREATE TEMP TABLE staged (
+        seq INTEGER PRIMARY KEY, line INTEGER, id TEXT, key TEXT, prompt TEXT, target TEXT, subject TEXT, relation TEXT,
+        content_json TEXT, external_id TEXT, stated_source TEXT, untimely TEXT,
+        told TEXT,       -- NULL while nothing speaks against 'new'; else a `Told`, 'duplicate' or 'problem'
+        live TEXT,       -- the live fact with the same key
+        kept TEXT,       -- the fact that stands for it, where that is another one
+        repeats INTEGER  -- seq of the earlier line that it repeats
+    )""",
+    "CREATE TEMP TABLE asked (h INTEGER, seq INTEGER)",  # a hash of each of its questions and of its key
+    "CREATE TEMP TABLE problems (seq INTEGER, line INTEGER, field TEXT, reason TEXT)",
+    "CREATE TEMP TABLE line_of (batch INTEGER PRIMARY KEY, version INTEGER)",  # what leads to the newest release
+    "CREATE TEMP TABLE verdicts (seq INTEGER PRIMARY KEY, told TEXT, live TEXT, kept TEXT)",
+)
+_NAMES = ("staged", "asked", "problems", "line_of", "verdicts")
+
+_INSERT = f"INSERT INTO staged VALUES ({', '.join('?' * 12)}, NULL, NULL, NULL, NULL)"
+
+_SHARING = """
+WITH shared AS MATERIALIZED (
+    SELECT h FROM asked {skip} GROUP BY h HAVING MIN(seq) < MAX(seq)
+) SELECT DISTINCT seq FROM asked WHERE h IN shared {and_skip}
+"""
+"""Facts that share a question with another one, the same fact said twice included."""
+
+_MATCHES = f"""
+SELECT s.seq, s.id = f.id AS is_same, s.content_json, f.id AS live, f.content_json AS live_json
+FROM staged s CROSS JOIN facts f ON f.key = s.key CROSS JOIN batch_facts bf ON bf.fact = f.id
+CROSS JOIN line_of ON line_of.batch = bf.batch
+WHERE s.told IS NULL AND {LIVE}
+"""
+
+
+_TOLD = """
+SELECT s.seq, s.line, s.id, COALESCE(s.told, 'new') AS told, s.live, s.content_json, f.content_json AS live_json,
+    ROW_NUMBER() OVER (PARTITION BY s.told ORDER BY s.seq) AS nth
+FROM staged s LEFT JOIN facts f ON f.id = s.live WHERE s.told IS NULL OR s.told NOT IN ('duplicate', 'problem')
+"""
+
+_DIFF = """
+SELECT COALESCE(s.told, 'new') AS told, s.content_json, f.content_json AS live_json
+FROM staged s LEFT JOIN facts f ON f.id = s.live
+WHERE s.told IS NULL OR s.told IN ('superseding', 'unchanged') ORDER BY s.seq
+"""
+
+
+class FactSource(Protocol):
+    """What a file of facts is to the ledger; the last three are known once all of it was read."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    format: str
+
+    def __iter__(self) -> Iterator[LocatedFact | Problem]:
+        """Its facts and problems, in the order of the file."""
+
+
+class Staged:
+    """The staged facts of one file, judged. Lives inside the `Staging.stage` block that made it."""
+
+    def __init__(self, ledger: Staging, collection: str, source: FactSource | FactsFile) -> None:
+        self.collection = collection
+        self.path = str(source.path)
+        self.sha256 = source.sha256
+        self.size_bytes = source.size_bytes
+        self.format = source.format
+        self._ledger = ledger
+        self._judged_at: tuple[Any, ...] = ()
+        self.counts = ToldCounts()
+
+    def refresh(self) -> None:
+        """Judge again, where the collection has changed since."""
+        state = self._ledger._collection_state(self.collection)
+        if state != self._judged_at:
+            self._ledger._judge(self.collection)
+            self.counts = self._ledger._count()
+            self._judged_at = state
+
+    def told(self, *, limit: int = -1) -> Iterator[ToldFact]:
+        """What each fact does, in the order of the file, one at a time; `limit` at most so many of each kind."""
+        return self._ledger._told(limit)
+
+    def problems(self, *, limit: int = -1) -> list[Problem]:
+        """Problems of the file by line, at most `limit`."""
+        return self._ledger._problems(limit)
+
+    def diff(self) -> FactsDiff:
+        """All facts by what they do, in memory: what a plan and the training need."""
+        return self._ledger._diff()
+
+
+class Staging(Facts):
+    """Facts against each other and against the live ones."""
+
+    @contextmanager
+    def stage(
+        self, collection: str, source: FactSource | FactsFile, *, skip_invalid: bool = False, refuse: bool = True
+    ) -> Iterator[Staged]:
+        """Read `source` to its end and judge its facts; the result is good inside the block.
+
+        Args:
+            skip_invalid: leave out lines with problems (of contradicting lines all) and keep them in `problems`.
+            refuse: raise for problems; a dry run that shows them does not want that.
+
+        Raises:
+            FactsError: the file cannot be read, has no facts, or has problems; `details` has one line for each.
+        """
+        self._clear()
+        try:
+            with self._unwritten():
+                for statement in _TABLES:
+                    self._execute(statement)
+                self._fill(source.facts if isinstance(source, FactsFile) else source)
+                self._settle_file()
+            staged = Staged(self, collection, source)
+            staged.refresh()
+            if refuse:
+                self._refuse(staged, skip_invalid=skip_invalid)
+            yield staged
+        finally:
+            self._clear()
+
+    def diff(self, collection: str, facts: Iterable[Fact]) -> FactsDiff:
+        """Facts against the live ones of `collection`; a collection that is not there yet has none.
+
+        Raises:
+            FactsError: two of `facts` contradict each other.
+        """
+        located = tuple(LocatedFact(fact, number) for number, fact in enumerate(facts, start=1))
+        if not located:
+            return FactsDiff((), (), ())
+        with self.stage(collection, FactsFile("facts", "", 0, "", located)) as staged:
+            return staged.diff()
+
+    @contextmanager
+    def _unwritten(self) -> Iterator[None]:
+        """One transaction for all the temporary rows; it takes no lock on the ledger, so a reader may have it too."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self._execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._connection.in_transaction:
+                self._execute("COMMIT")
+
+    def _clear(self) -> None:
+        for name in _NAMES:
+            self._execute(f"DROP TABLE IF EXISTS temp.{name}")
+
+    def _fill(self, items: Iterable[LocatedFact | Problem]) -> None:
+        now, iterator, seq = rules.now_instant(), iter(items), 0
+        while chunk := list(islice(iterator, _CHUNK)):
+            rows, asked = [], []
+            for item in chunk:
+                seq += 1
+                if isinstance(item, Problem):
+                    self._execute("INSERT INTO problems VALUES (?, ?, ?, ?)", [seq, item.line, item.field, item.reason])
+                    continue
+                fact = item.fact
+                rows.append(_staged_row(seq, item, now))
+                # Hashes only point out whom to compare, so that a collision costs a look and nothing else.
+                asked += [(hash(question), seq) for question in _questions(fact)]
+            self._many(_INSERT, rows)
+            self._many("INSERT INTO asked VALUES (?, ?)", asked)
+
+    def _settle_file(self) -> None:
+        """Find lines that repeat or contradict an earlier line."""
+        sharing = _SHARING.format(skip="", and_skip="")
+        self._execute(
+            "UPDATE staged SET told = 'duplicate', repeats = first FROM ("
+            f"SELECT id AS same, MIN(seq) AS first FROM staged WHERE seq IN ({sharing}) GROUP BY id HAVING COUNT(*) > 1"
+            ") WHERE id = same AND seq > first"
+        )
+        distinct = "seq NOT IN (SELECT seq FROM staged WHERE told = 'duplicate')"
+        sharing = _SHARING.format(skip=f"WHERE {distinct}", and_skip=f"AND {distinct}")
+        found = _Contradictions()
+        for row in self._rows(f"SELECT seq, line, content_json FROM staged WHERE seq IN ({sharing}) ORDER BY seq"):
+            found.add(row["seq"], row["line"], parse_fact(row["content_json"]))
+        self._many("UPDATE staged SET told = 'duplicate', repeats = ? WHERE seq = ?", found.repeats)
+        self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", found.problems)
+        self._many("UPDATE staged SET told = 'problem' WHERE seq = ?", [(seq,) for seq, *_ in found.problems])
+        repeated = "(SELECT r.{0} FROM staged r WHERE r.seq = staged.repeats)"
+        self._execute(
+            f"UPDATE staged SET repeats = {repeated.format('repeats')} WHERE told = 'duplicate' "
+            f"AND {repeated.format('repeats')} IS NOT NULL"
+        )
+        self._execute(
+            f"UPDATE staged SET told = 'problem' WHERE told = 'duplicate' AND {repeated.format('told')} = 'problem'"
+        )
+
+    def _refuse(self, staged: Staged, *, skip_invalid: bool) -> None:
+        counts = staged.counts
+        taken = counts.taught + counts.unchanged + counts.recorded
+        if counts.problems and not (skip_invalid and taken):
+            raise _refusal(staged)
+        if not taken:
+            raise FactsError(f"{staged.path}: no facts in the file", "give a file with one JSON object a line")
+
+    def _collection_state(self, collection: str) -> tuple[Any, ...]:
+        """Equal where the same facts are live."""
+        row = self._row(
+            "SELECT MAX(version), COUNT(*), (SELECT COUNT(*) FROM recorded_facts WHERE collection = :collection) "
+            "FROM good_releases WHERE collection = :collection",
+            {"collection": collection},
+        )
+        return () if row is None else (collection, *row)
+
+    def _judge(self, collection: str) -> None:
+        """Set `told`, `live` and `kept` of all facts that the file itself settles nothing about."""
+        with self._unwritten():
+            self._execute("UPDATE staged SET told = NULL, live = NULL, kept = NULL WHERE live IS NOT NULL")
+            self._execute("UPDATE staged SET told = NULL WHERE told NOT IN ('duplicate', 'problem')")
+            self._execute("DELETE FROM line_of")
+            self._execute(
+                "INSERT INTO line_of SELECT batch, version FROM good_releases WHERE collection = ? AND batch IS NOT NULL",
+                [collection],
+            )
+            if self._row("SELECT 1 FROM line_of LIMIT 1"):
+                self._judge_by_live(rules.now_instant())
+            self._execute("UPDATE staged SET told = untimely WHERE told IS NULL AND untimely IS NOT NULL")
+            # What is on record already, or was live once, is told nothing new by being told again.
+            self._execute(
+                "UPDATE staged SET told = 'unchanged' WHERE told IN ('older', 'ended', 'future') AND (EXISTS ("
+                "SELECT 1 FROM recorded_facts t WHERE t.fact = staged.id AND t.reason = staged.told AND t.collection = ?) "
+                "OR told = 'older' AND EXISTS (SELECT 1 FROM batch_facts bf JOIN line_of ON line_of.batch = bf.batch "
+                "WHERE bf.fact = staged.id))",
+                [collection],
+            )
+            self._execute(
+                "UPDATE staged SET kept = (SELECT COALESCE(r.kept, r.id) FROM staged r WHERE r.seq = staged.repeats) "
+                "WHERE told = 'duplicate'"
+            )
+
+    def _judge_by_live(self, now: str) -> None:
+        with plain_errors(self.path):
+            matches = self._connection.execute(_MATCHES)
+        while chunk := matches.fetchmany(_CHUNK):
+            verdicts: list[tuple[int, str, str, str | None]] = []
+            for row in chunk:
+                if row["is_same"]:
+                    verdicts.append((row["seq"], "unchanged", row["live"], None))
+                    continue
+                new, live = parse_fact(row["content_json"]), parse_fact(row["live_json"])
+                if new.key == live.key:  # the column cannot tell lone surrogates apart
+                    told = rules.judge(new, live, now)
+                    verdicts.append((row["seq"], told, row["live"], row["live"] if told == "unchanged" else None))
+            # Not into `staged`, which is being read.
+            self._many("INSERT INTO verdicts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", verdicts)
+        self._execute(
+            "UPDATE staged SET told = v.told, live = v.live, kept = v.kept FROM verdicts v WHERE v.seq = staged.seq"
+        )
+        self._execute("DELETE FROM verdicts")
+
+    def _count(self) -> ToldCounts:
+        rows = self._rows("SELECT COALESCE(told, 'new') AS told, COUNT(*) AS n FROM staged GROUP BY told")
+        counts = {row["told"]: int(row["n"]) for row in rows}
+        repeats, _ = counts.pop("duplicate", 0), counts.pop("problem", 0)
+        found = self._row("SELECT COUNT(DISTINCT line) AS n FROM problems")
+        return ToldCounts(**counts, duplicates=repeats, problems=0 if found is None else int(found["n"]))
+
+    def _told(self, limit: int) -> Iterator[ToldFact]:
+        with plain_errors(self.path):
+            rows = self._connection.execute(
+                f"SELECT * FROM ({_TOLD}) WHERE :limit < 0 OR nth <= :limit ORDER BY seq", {"limit": limit}
+            )
+        for row in rows:
+            live = parse_fact(row["live_json"]) if row["live_json"] else None
+            fact = parse_fact(row["content_json"])
+            yield ToldFact(
+                told=row["told"],
+                line=row["line"],
+                fact=row["id"],
+                prompt=fact.prompt,
+                target=fact.target,
+                valid_from=fact.valid_from,
+                valid_to=fact.valid_to,
+                live=row["live"],
+                live_target=live.target if live else None,
+                live_valid_from=live.valid_from if live else None,
+            )
+
+    def _problems(self, limit: int) -> list[Problem]:
+        rows = self._rows("SELECT line, field, reason FROM problems ORDER BY line, seq LIMIT ?", [limit])
+        return [Problem(row["line"], row["field"], row["reason"]) for row in rows]
+
+    def _diff(self) -> FactsDiff:
+        new: list[Fact] = []
+        superseding: list[tuple[Fact, Fact]] = []
+        unchanged: list[Fact] = []
+        for row in self._rows(_DIFF):
+            fact = parse_fact(row["content_json"])
+            if row["told"] == "superseding":
+                superseding.append((fact, parse_fact(row["live_json"])))
+            else:
+                (new if row["told"] == "new" else unchanged).append(fact)
+        return FactsDiff(tuple(new), tuple(superseding), tuple(unchanged))
+
+    def _many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        with plain_errors(self.path):
+            self._connection.executemany(sql, rows)
+
+
+class _Contradictions:
+    """Facts of one file that share a question, in the order of the file: which repeat an earlier one, which contradict it."""
+
+    def __init__(self) -> None:
+        self.repeats: list[tuple[int, int]] = []
+        """(seq of the earlier one, seq)."""
+        self.problems: list[tuple[int, int, str, str]] = []
+        """(seq, line, field, reason)."""
+        self._by_key: dict[str, tuple[int, int, Fact]] = {}
+        self._by_wording: dict[str, tuple[int, int, Fact]] = {}
+        self._contradicted: set[int] = set()
+
+    def add(self, seq: int, line: int, fact: Fact) -> None:
+        """The next one."""
+        old = self._by_key.get(fact.key)
+        if old is not None and rules.says_the_same(old[2], fact):
+            self.repeats.append((old[0], seq))
+            return
+        other = old or self._asks_the_same(fact)
+        if other is None:
+            entry = (seq, line, fact)
+            self._by_key[fact.key] = entry
+            for wording in rules.wordings(fact):
+                self._by_wording.setdefault(wording, entry)
+            return
+        other_seq, other_line, other_fact = other
+        if other_fact.target == fact.target:
+            reason = f"says what line {other_line} says, otherwise; make one line of them, with paraphrases"
+            self.problems.append((seq, line, "prompt", reason))
+            return
+        known, told = _quoted(other_fact.target), _quoted(fact.target)
+        self.problems.append((seq, line, "target", f"{told} contradicts line {other_line}, which has {known}"))
+        if other_seq not in self._contradicted:
+            self._contradicted.add(other_seq)
+            self.problems.append((other_seq, other_line, "target", f"contradicted by line {line}"))
+
+    def _asks_the_same(self, fact: Fact) -> tuple[int, int, Fact] | None:
+        """An earlier fact that asks one of this fact's questions and answers it differently."""
+        others = (self._by_wording.get(wording) for wording in sorted(rules.wordings(fact)))
+        return next((other for other in others if other and other[2].target != fact.target), None)
+
+
+def _staged_row(seq: int, located: LocatedFact, now: str) -> tuple[Any, ...]:
+    fact = located.fact
+    untimely = None if fact.valid_from is fact.valid_to is None else rules.outside_its_time(fact, now)
+    texts = (fact.key, fact.prompt, fact.target, fact.subject, fact.relation)
+    key, prompt, target, subject, relation = map(storable, texts)
+    others = (storable(fact.external_id), storable(fact.source), untimely)
+    return (seq, located.line, fact.id, key, prompt, target, subject, relation, fact_json(fact), *others)
+
+
+def _questions(fact: Fact) -> set[str]:
+    """Its key and its wordings: facts that share none cannot contradict each other."""
+    return {fact.key, prompt_key(fact.prompt), *map(prompt_key, fact.paraphrases)}
+
+
+def _quoted(text: str) -> str:
+    shown = json.dumps(text, ensure_ascii=False)
+    return shown if len(shown) <= 60 else shown[:57] + '..."'
+
+
+def _refusal(staged: Staged) -> FactsError:
+    shown = staged.problems(limit=MAX_DETAILS)
+    details = [problem.describe(staged.path) for problem in shown]
+    bad, listed = staged.counts.problems, len({problem.line for problem in shown})
+    if bad > listed:
+        details.append(f"and {bad - listed} more lines")
+    count = "1 line with problems" if bad == 1 else f"{bad} lines with problems"
+    return FactsError(
+        f"{staged.path}: {count}; nothing was taken", "correct them, or take the rest with --skip-invalid", details
+    )
