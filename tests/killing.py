@@ -236,12 +236,18 @@ def make_workspace(root: Path, model: Path, commands: Commands) -> Path:
     first = write_facts_file(root.parent / "first.jsonl", FIRST)
     for arguments in (
         ("init", str(root), "--model", str(model), "--policy", str(policy), "--collection", COLLECTION, "--probes", str(probes)),
-        ("calibrate", "--ranks", "2,4", "--sizes", "2,4"),
+        ("calibrate", "--ranks", "4,8", "--sizes", "2,4"),
         ("add", str(first)),
     ):  # fmt: skip
         done = commands.run(root, *arguments)
         assert done.process.exitcode == 0, done.said
     return root
+
+
+def holder_of(root: Path) -> int | None:
+    """The process whose number is in the lock file; it may be gone."""
+    content = (root / "memupdate.lock").read_text("utf-8")
+    return int(json.loads(content)["pid"]) if content else None
 
 
 def state_of(root: Path, batch: int) -> str | None:

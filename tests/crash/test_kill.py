@@ -164,7 +164,7 @@ def test_killed_during_the_first_init(stage: Stage, tmp_path: Path, delay_s: flo
 
 def test_killed_during_calibration(stage: Stage, copy: Callable[[], Path]) -> None:
     """Two more cells: what was measured before the kill is not measured again, and the law is that of an undisturbed run."""
-    arguments = ("calibrate", "--ranks", "8", "--sizes", "2,4")
+    arguments = ("calibrate", "--ranks", "6", "--sizes", "2,4")
     peace, root = copy(), copy()
     done = stage.commands.run(peace, *arguments)
     assert done.wait() == 0, done.said
@@ -177,3 +177,38 @@ def test_killed_during_calibration(stage: Stage, copy: Callable[[], Path]) -> No
     done = stage.commands.run(root, *arguments)
     assert done.wait() == 0, done.said
     assert killing.differences(killing.content(root), killing.content(peace)) == []
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["before the alias moves", "after it"])
+def test_killed_while_an_alias_moves(stage: Stage, copy: Callable[[], Path], moved: bool) -> None:
+    """The alias points at the one release or the other; done again, it says the same as in one go, and goes back."""
+    peace, root = without_served_proof(copy()), without_served_proof(copy())
+    for workspace in (peace, root):
+        for arguments in (("add", str(stage.second)), ("publish", "acme@v1")):
+            done = stage.commands.run(workspace, *arguments)
+            assert done.wait() == 0, done.said
+    done = stage.commands.run(peace, "publish", "acme@v2")
+    assert done.wait() == 0, done.said
+
+    def alias() -> str:
+        papers = json.loads((root / "registry" / "manifest.json").read_text(encoding="utf-8"))
+        return str(papers["aliases"]["acme"]["release"])
+
+    command = stage.commands.start(root, "publish", "acme@v2")
+    command.wait_until(lambda: alias() == "acme@v2" if moved else command.pid == killing.holder_of(root))
+    command.kill()
+    assert alias() in ("acme@v1", "acme@v2")
+    if killing.state_of(root, BATCH) != "published":
+        done = stage.commands.run(root, "publish", "acme@v2")
+        assert done.wait() == 0, done.said
+    assert killing.differences(killing.content(root), killing.content(peace)) == []
+    back = stage.commands.run(root, "rollback")
+    assert back.wait() == 0, back.said
+    assert alias() == "acme@v1"
+
+
+def without_served_proof(root: Path) -> Path:
+    """Under a policy that moves aliases without an engine."""
+    policy = root / "policy.toml"
+    policy.write_text(policy.read_text("utf-8").replace("[proof]\n", "[proof]\nserved = false\n"), encoding="utf-8")
+    return root

@@ -77,7 +77,7 @@ def publish(session: Session, ledger: Ledger, name: str, *, url: str | None, pro
     check_files(session, release)
     manifest = sync_manifest(session, ledger)
     alias = release.collection
-    previous = manifest.aliases[alias].release if alias in manifest.aliases else None
+    previous = previous_of(manifest, alias, name)
     if session.policy.proof.served and url is None:
         raise EngineError(f"{name} cannot be proved on the engine: none is running for this workspace", NO_ENGINE_HINT)
     refuse_small_engine(session, release, url)
@@ -89,18 +89,27 @@ def publish(session: Session, ledger: Ledger, name: str, *, url: str | None, pro
             [failure.explanation for failure in proof.failures],
         )
     move_alias(session, ledger, manifest, release, url)
-    mark_published(ledger, release)
-    ledger.add_event(
-        "published",
-        collection=alias,
-        release=name,
-        detail={"alias": alias, "previous": previous, "served": url is not None},
-    )
+    with ledger.transaction():
+        mark_published(ledger, release)
+        ledger.add_event(
+            "published",
+            collection=alias,
+            release=name,
+            detail={"alias": alias, "previous": previous, "served": url is not None},
+        )
     return PublishReport(
         alias=alias, release=name, previous=previous, served=url is not None,
         facts_proved_served=sum(p.proved for p in proof.facts) if proof else None, generated=proof.generated if proof else None,
         duration_s=time.monotonic() - started,
     )  # fmt: skip
+
+
+def previous_of(manifest: Manifest, alias: str, name: str) -> str | None:
+    """What `alias` pointed at before `name`, also where a crash came between moving the alias and writing it down."""
+    entry = manifest.aliases.get(alias)
+    if entry is None:
+        return None
+    return entry.previous if entry.release == name else entry.release
 
 
 def check_files(session: Session, release: ReleaseRecord) -> None:
