@@ -218,7 +218,7 @@ def test_held_out_shares_are_mostly_above_the_pessimistic_end():
 
 def test_the_law_is_torch_free_and_leaves_scipy_alone():
     code = (
-        "import sys, memupdate.law.fit, memupdate.budget.planner, memupdate.reports.law_figure; "
+        "import sys, memupdate.law.fit, memupdate.budget.planner, memupdate.reports.figures.law; "
         "print([m for m in ('torch', 'transformers', 'vllm', 'peft', 'scipy', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memupdate.law.density import BaseLoss
 from memupdate.law.points import Interval
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Plan:
     fit_id: str
     reasons: tuple[str, ...]
     """Why this rank and placement, one line each."""
+    all_proved: Interval | None = None
+    """Probability that every live fact is proved with harm within its budget, 0 to 1; None in plans of earlier versions."""
+    base_loss_nats: Interval | None = None
+    """Loss of the live facts before anything is written, per target token: measured (then without spread) or estimated."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,15 @@ class Limits:
     min_rank: int
     max_rank: int
     proved_share: float
-    """Share of live facts that the pessimistic end of the prediction must reach, 0 to 1."""
+    """Share of live facts that the pessimistic end of the prediction must reach, 0 to 1; asked for where `all_proved` is None."""
     max_kl_nats: float | None = None
     """Harm budget that the pessimistic end must keep, nats per token; None for no budget."""
     max_adapter_bytes: int = 0
     """Largest adapter; 0 for no limit."""
     bytes_per_element: int = 4
     """Of a stored adapter weight: 4 for float32, 2 for bfloat16 and float16."""
+    all_proved: float | None = None
+    """Probability that every fact is proved, which its pessimistic end must reach, 0 to 1; None where a share will do."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +104,15 @@ class PlanRequest:
     placement: PlacementShape
     fit: LawFit
     limits: Limits
+    base_loss: BaseLoss | None = None
+    """Of all live facts; None takes the fit's mean."""
 
 
 def plan_from_json(text: str) -> Plan:
     """A plan as the ledger keeps it: `dataclasses.asdict` as JSON. Raises ValueError, KeyError or TypeError for anything else."""
     values = json.loads(text)
-    for name in ("predicted_loss_nats", "predicted_kl_nats", "expected_proved_share", "expected_duration_s"):
-        values[name] = None if values[name] is None else Interval(**values[name])
+    given = ("predicted_loss_nats", "predicted_kl_nats", "expected_proved_share", "expected_duration_s")
+    for name in (*given, "all_proved", "base_loss_nats"):
+        value = values[name] if name in given else values.get(name)
+        values[name] = None if value is None else Interval(**value)
     return Plan(**{**values, "reasons": tuple(values["reasons"])})

@@ -8,16 +8,21 @@ whatever the facts count.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from memupdate.budget.bits import KNOWLEDGE_BITS_PER_PARAMETER, bits_per_parameter, bits_stored
 from memupdate.budget.plan import Limits, PlacementShape, Plan, PlanRequest
 from memupdate.budget.ranks import SERVING_RANKS, candidate_ranks, serving_rank
 from memupdate.errors import OverBudget
+from memupdate.law.density import BaseLoss
 from memupdate.law.errors import LawError
 from memupdate.law.fit import LawFit
+from memupdate.law.needed_rank import Size
 from memupdate.law.points import Interval
 
+_SIGMAS = 1.645
+"""Half of a central interval at 90 %, in standard deviations."""
 MAX_CAPACITY_TOKENS = 10**9
 """Where the search for free capacity ends: a law that allows more says nothing any longer."""
 
@@ -28,6 +33,8 @@ class _Check:
 
     rank: int
     share: Interval
+    whole: Interval
+    """Probability that every fact is proved."""
     kl: Interval | None
     adapter_bytes: int
     failures: tuple[str, ...]
@@ -55,23 +62,37 @@ def plan_update(request: PlanRequest) -> Plan:
     fit, limits, placement = request.fit, request.limits, request.placement
     _refuse_other_placement(fit, placement)
     if request.facts_new + request.facts_superseding == 0 and request.rank_before > 0:
-        check = _check(fit, placement, request.rank_before, request.target_tokens_live, limits)
+        check = _check(request, request.rank_before)
         return _plan(request, check, (f"nothing new to write: the memory keeps its rank {check.rank}",))
     checks: list[_Check] = []
     for rank in candidate_ranks(limits.min_rank, limits.max_rank, request.rank_before):
-        checks.append(_check(fit, placement, rank, request.target_tokens_live, limits))
+        checks.append(_check(request, rank))
         if checks[-1].fits:
             return _plan(request, checks[-1], _reasons(request, checks))
     raise _over_budget(request, checks)
 
 
 def free_capacity(
-    fit: LawFit, placement: PlacementShape, rank: int, limits: Limits, *, target_tokens_live: int = 0
+    fit: LawFit,
+    placement: PlacementShape,
+    rank: int,
+    limits: Limits,
+    *,
+    target_tokens_live: int = 0,
+    base_loss: BaseLoss | None = None,
 ) -> int:
     """Target tokens that a memory of `rank` can still take: the largest ℓ that passes the limits, less those it holds
     already.
 
     0 where it is full; at most `MAX_CAPACITY_TOKENS`.
+
+    Args:
+        fit: the law.
+        placement: which matrices are adapted.
+        rank: of the memory.
+        limits: what must hold; its `max_kl_nats` is the harm that the capacity is at.
+        target_tokens_live: held already.
+        base_loss: of what is to be written; None takes the fit's mean.
 
     Raises:
         LawError: the fit is of another placement.
@@ -79,7 +100,7 @@ def free_capacity(
     _refuse_other_placement(fit, placement)
 
     def fits(tokens: int) -> bool:
-        return _check(fit, placement, rank, tokens, limits).fits
+        return _measure(fit, placement, rank, _size(tokens, base_loss), limits).fits
 
     if not fits(1):
         return 0
@@ -93,24 +114,45 @@ def free_capacity(
     return max(0, (high if fits(high) else low) - target_tokens_live)
 
 
-def _check(fit: LawFit, placement: PlacementShape, rank: int, tokens: int, limits: Limits) -> _Check:
-    parameters = rank * placement.parameters_per_rank
-    share, kl = fit.predict_proved_share(parameters, max(tokens, 1)), fit.predict_kl(parameters, max(tokens, 1))
+def _check(request: PlanRequest, rank: int) -> _Check:
+    size = _size(request.target_tokens_live, request.base_loss)
+    return _measure(request.fit, request.placement, rank, size, request.limits)
+
+
+def _size(tokens: int, base_loss: BaseLoss | None) -> Size:
+    return Size(max(tokens, 1)) if base_loss is None else Size(max(tokens, 1), base_loss.nats, base_loss.sd_log)
+
+
+def _measure(fit: LawFit, placement: PlacementShape, rank: int, what: Size, limits: Limits) -> _Check:
+    parameters, tokens = rank * placement.parameters_per_rank, what.target_tokens
+    share, kl = fit.predict_proved_share(parameters, tokens), fit.predict_kl(parameters, tokens)
+    whole = fit.predict_all_proved(parameters, what)
     size = adapter_bytes(placement, rank, limits.bytes_per_element)
     failures = []
-    if share.low < limits.proved_share:
+    if limits.all_proved is not None and whole.low < limits.all_proved:
+        failures.append(
+            f"every fact proved with a probability of {whole.low:.0%} at the pessimistic end, {limits.all_proved:.0%} wanted"
+        )
+    elif limits.all_proved is None and share.low < limits.proved_share:
         failures.append(f"{share.low:.2%} of facts proved at the pessimistic end, {limits.proved_share:.2%} wanted")
-    if kl is not None and limits.max_kl_nats is not None and kl.high > limits.max_kl_nats:
+    if kl is not None and limits.max_kl_nats is not None and _is_tighter(limits, fit) and kl.high > limits.max_kl_nats:
         failures.append(f"harm {kl.high:.4f} nats at the pessimistic end, {limits.max_kl_nats:.4f} allowed")
     if limits.max_adapter_bytes and size > limits.max_adapter_bytes:
         failures.append(f"an adapter of {size:,} bytes, {limits.max_adapter_bytes:,} allowed")
-    return _Check(rank, share, kl, size, tuple(failures))
+    return _Check(rank, share, whole, kl, size, tuple(failures))
+
+
+def _is_tighter(limits: Limits, fit: LawFit) -> bool:
+    """Whether harm has to be asked for on its own: a law of whole memories at this budget has it in what it calls held."""
+    asked = limits.max_kl_nats
+    return limits.all_proved is None or fit.max_kl_nats is None or (asked is not None and asked < fit.max_kl_nats)
 
 
 def _plan(request: PlanRequest, check: _Check, reasons: tuple[str, ...]) -> Plan:
     fit, tokens = request.fit, request.target_tokens_live
     parameters = check.rank * request.placement.parameters_per_rank
-    stored = bits_stored(fit.base_loss_nats.mid, tokens)
+    base_loss = _base_loss(request)
+    stored = bits_stored(base_loss.mid, tokens)
     density = bits_per_parameter(stored, parameters)
     # Time follows all live tokens: older facts are replayed and proved again with every batch.
     return Plan(
@@ -135,15 +177,30 @@ def _plan(request: PlanRequest, check: _Check, reasons: tuple[str, ...]) -> Plan
         expected_duration_s=fit.predict_duration_s(parameters, max(tokens, 1)),
         fit_id=fit.fit_id,
         reasons=reasons + _remarks(request, check, density),
+        all_proved=check.whole,
+        base_loss_nats=base_loss,
     )
+
+
+def _base_loss(request: PlanRequest) -> Interval:
+    """Of the live facts: as given, with the spread of an estimate, or the fit's."""
+    given = request.base_loss
+    if given is None:
+        return request.fit.base_loss_nats
+    factor = math.exp(_SIGMAS * given.sd_log)
+    return Interval(given.nats / factor, given.nats, given.nats * factor)
 
 
 def _reasons(request: PlanRequest, checks: list[_Check]) -> tuple[str, ...]:
     """Why the last of `checks` (the only one that fits) and not a smaller rank."""
     chosen, limits = checks[-1], request.limits
     promise = f"at least {chosen.share.low:.2%} of facts proved (policy: {limits.proved_share:.2%})"
+    if limits.all_proved is not None:
+        promise = (
+            f"every fact proved with a probability of at least {chosen.whole.low:.0%} (policy: {limits.all_proved:.0%})"
+        )
     if chosen.kl is not None and limits.max_kl_nats is not None:
-        promise += f", harm at most {chosen.kl.high:.4f} nats (policy: {limits.max_kl_nats:.4f})"
+        promise += f", harm {chosen.kl.mid:.4f} nats, at most {chosen.kl.high:.4f} (policy: {limits.max_kl_nats:.4f})"
     reasons = [f"rank {chosen.rank} for {request.target_tokens_live:,} live target tokens: {promise}"]
     if len(checks) > 1:
         smaller = checks[-2]
@@ -188,7 +245,7 @@ def _over_budget(request: PlanRequest, checks: list[_Check]) -> OverBudget:
         check for check in checks if not limits.max_adapter_bytes or check.adapter_bytes <= limits.max_adapter_bytes
     ]
     best = affordable[-1] if affordable else checks[0]
-    room = free_capacity(request.fit, request.placement, best.rank, limits)
+    room = free_capacity(request.fit, request.placement, best.rank, limits, base_loss=request.base_loss)
     sized = ", the largest within the adapter size allowed" if best is not checks[-1] else ""
     message = (
         f"{request.collection}: no rank up to {limits.max_rank} holds {tokens:,} target tokens; "
@@ -208,7 +265,7 @@ def _over_budget(request: PlanRequest, checks: list[_Check]) -> OverBudget:
 def _raise_rank(request: PlanRequest, largest: _Check) -> str:
     """The advice for memory.max_rank, with the rank that would do where one of the ladder does."""
     for rank in candidate_ranks(largest.rank + 1, SERVING_RANKS[-1], 0):
-        if _check(request.fit, request.placement, rank, request.target_tokens_live, request.limits).fits:
+        if _check(request, rank).fits:
             return f"raise memory.max_rank to {rank}"
     return f"no rank that vLLM serves (up to {SERVING_RANKS[-1]}) is expected to do: relax the limits"
 

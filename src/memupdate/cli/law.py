@@ -15,6 +15,7 @@ from memupdate.cli.session import (
     JsonOption,
     SkipInvalidOption,
     parse_numbers,
+    parse_range,
     session_of,
 )
 from memupdate.cli.views import calibration_views, plan_views
@@ -28,24 +29,47 @@ def register(app: typer.Typer) -> None:
 
 def calibrate(
     ctx: typer.Context,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer and smaller memories: minutes, wider intervals.")
-    ] = False,
-    ranks: Annotated[str | None, typer.Option("--ranks", metavar="R,R,…", help="Ranks to try, e.g. 4,8,16.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget", metavar="MINUTES", help="Time to spend; each memory is chosen for what it tells. Default: 10."
+        ),
+    ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            "--expect", metavar="N..M", help="Facts that your collections will hold, from and to. Default: 8..400."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Three minutes: wider intervals, larger ranks.")] = False,
+    ranks: Annotated[
+        str | None, typer.Option("--ranks", metavar="R,R,…", help="With --sizes: exactly these ranks, e.g. 4,8,16.")
+    ] = None,
     sizes: Annotated[
-        str | None, typer.Option("--sizes", metavar="N,N,…", help="Numbers of facts to write, e.g. 32,64,128.")
+        str | None,
+        typer.Option("--sizes", metavar="N,N,…", help="With --ranks: exactly these numbers of facts, e.g. 32,64."),
     ] = None,
     facts: Annotated[
         Path | None,
-        typer.Option("--facts", metavar="FACTS", help="Write this file's facts, not synthetic ones."),
+        typer.Option("--facts", metavar="FACTS", help="Write this file's facts, not shipped or synthetic ones."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write memories of several ranks and sizes into the base model, and fit the memory law to what they cost."""
+    """Write memories of several ranks and sizes into the base model, and fit the memory law to what they held.
+
+    Each memory is chosen for what it tells about the plans that you will ask for, two at a time where there are two cores. Ctrl-C keeps
+    what is done; the next calibration goes on from there.
+    """
+    from memupdate.operations import calibrating
+
     rank_list, size_list = parse_numbers(ranks, "--ranks"), parse_numbers(sizes, "--sizes")
+    expected = calibrating.DEFAULT_EXPECTED if expect is None else parse_range(expect, "--expect")
+    minutes = budget if budget is not None else calibrating.QUICK_MINUTES if quick else calibrating.DEFAULT_MINUTES
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
-        outcome = workspace.calibrate(quick=quick, ranks=rank_list, sizes=size_list, facts=facts, progress=progress)
+        outcome = workspace.calibrate(
+            minutes=minutes, expected=expected, ranks=rank_list, sizes=size_list, facts=facts, progress=progress
+        )
     emit("calibrate", outcome, as_json=as_json, view=calibration_views)
 
 

@@ -76,3 +76,15 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     if not numbers or min(numbers) < 1:
         raise typer.BadParameter(f"{text!r} is not a list of positive whole numbers like 4,8,16", param_hint=option)
     return numbers
+
+
+def parse_range(text: str, option: str) -> tuple[int, int]:
+    """`"20..500"` → `(20, 500)`.
+
+    Raises:
+        typer.BadParameter: anything that is not two positive whole numbers, the second larger.
+    """
+    low, dots, high = text.partition("..")
+    if not (dots and low.isdecimal() and high.isdecimal() and 1 <= int(low) < int(high)):
+        raise typer.BadParameter(f"{text!r} is not a range of whole numbers like 20..500", param_hint=option)
+    return int(low), int(high)

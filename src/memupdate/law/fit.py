@@ -12,21 +12,24 @@ import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from memupdate.law.density import BaseLoss, Density
 from memupdate.law.errors import LawError
+from memupdate.law.forms import FormScore, compare_forms
 from memupdate.law.memory_law import MemoryLaw, fit_memory_law, is_saturated, why_not_fitted
+from memupdate.law.needed_rank import NeededRank, Size, fit_needed_rank
 from memupdate.law.points import Interval, LawPoint, point_problems
 from memupdate.law.recall_link import RecallLink, fit_recall_link
 from memupdate.law.residual_law import DURATION, HARM, RESIDUAL_LOSS, ResidualLaw, Shape, fit_residual_law
 from memupdate.storage import canonical_json, text_sha256
 
-FIT_SCHEMA_VERSION = 1
+FIT_SCHEMA_VERSION = 2
 MIN_POINTS = 4
 _CALIBRATE_HINT = "run `memupdate calibrate` for more points"
 
@@ -57,6 +60,17 @@ class LawFit:
     """None where fewer than four points measured harm."""
     recall: RecallLink
     duration: ResidualLaw
+    needed: NeededRank
+    """What plans are made on."""
+    max_kl_nats: float | None
+    """Harm above which a run did not hold its facts, as `needed` counts; None where harm has no budget."""
+    density: Density | None
+    """Base loss of facts by their tokens; None where no calibration measured it."""
+    forms: tuple[FormScore, ...]
+    """What else could be planned on, and how well each foretells what holds."""
+    drift: float = 1.0
+    """How much wider than the points alone say: root mean square of what batches missed their plans by, in the plans' own deviations,
+    at least 1. It widens the intervals of loss, harm and needed rank."""
 
     @cached_property
     def fit_id(self) -> str:
@@ -65,13 +79,29 @@ class LawFit:
 
     def predict_loss(self, effective_parameters: float, target_tokens: float) -> Interval:
         """Mean loss after training over the target tokens, nats per token; never above the loss before."""
-        return _at_most(
-            self.loss.predict(effective_parameters, target_tokens, self.confidence), self.base_loss_nats.high
-        )
+        interval = self.loss.predict(effective_parameters, target_tokens, self.confidence)
+        return _at_most(_widened(interval, self.drift), self.base_loss_nats.high)
 
     def predict_kl(self, effective_parameters: float, target_tokens: float) -> Interval | None:
         """Harm: KL(base ‖ adapted), nats per token of anchor text; None without harm data."""
-        return None if self.harm is None else self.harm.predict(effective_parameters, target_tokens, self.confidence)
+        if self.harm is None:
+            return None
+        return _widened(self.harm.predict(effective_parameters, target_tokens, self.confidence), self.drift)
+
+    def predict_all_proved(self, effective_parameters: float, size: Size) -> Interval:
+        """Probability that every fact is proved, harm within its budget, in the policy's attempts at this rank, 0 to 1."""
+        return self.needed.predict(effective_parameters, size, self.confidence, widening=self.drift)
+
+    def predict_needed(self, size: Size) -> Interval:
+        """Effective parameters that one set of this size needs; half of all such sets need less than the middle."""
+        return self.needed.needed(size, self.confidence, widening=self.drift)
+
+    def base_loss(self, counts: Mapping[str, int]) -> BaseLoss:
+        """Loss before of facts with so many target tokens of each class (`density.token_classes`), nats per token."""
+        if self.density is not None and self.density.classes:
+            return self.density.estimate(counts)
+        mid, high = self.base_loss_nats.mid, self.base_loss_nats.high
+        return BaseLoss(mid, math.log(max(high, 1e-6) / max(mid, 1e-6)) / 2)
 
     def predict_proved_share(self, effective_parameters: float, target_tokens: float) -> Interval:
         """Expected share of live facts whose every token is the argmax, 0 to 1."""
@@ -133,7 +163,16 @@ class LawFit:
         return dataclasses.asdict(self)
 
 
-def fit_laws(points: Sequence[LawPoint], *, confidence: float = 0.9, bootstrap: int = 200, seed: int = 0) -> LawFit:
+def fit_laws(
+    points: Sequence[LawPoint],
+    *,
+    confidence: float = 0.9,
+    bootstrap: int = 200,
+    seed: int = 0,
+    max_kl_nats: float | None = None,
+    density: Density | None = None,
+    drift: float = 1.0,
+) -> LawFit:
     """Fit every law to the points of one base model, placement and recipe.
 
     Args:
@@ -141,6 +180,9 @@ def fit_laws(points: Sequence[LawPoint], *, confidence: float = 0.9, bootstrap: 
         confidence: of all intervals, in (0, 1).
         bootstrap: draws per law, at least 20.
         seed: of the draws.
+        max_kl_nats: the policy's harm budget; a run above it did not hold its facts.
+        density: base loss by token class, to be kept with the fit.
+        drift: widening of intervals, see `LawFit.drift`.
 
     Raises:
         LawError: points of several base models, placements or recipes; broken points; fewer than four usable ones, or
@@ -181,7 +223,23 @@ def fit_laws(points: Sequence[LawPoint], *, confidence: float = 0.9, bootstrap: 
             seed=seed,
         ),
         duration=fit_one(usable, [max(point.duration_s, 1e-3) for point in usable], DURATION),
+        needed=fit_needed_rank(
+            [point.effective_parameters for point in usable],
+            [point.target_tokens for point in usable],
+            [point.loss_before_nats for point in usable],
+            [holds(point, max_kl_nats) for point in usable],
+            confidence=confidence,
+        ),
+        max_kl_nats=max_kl_nats,
+        density=density,
+        forms=compare_forms(usable, [holds(point, max_kl_nats) for point in usable], confidence=confidence, seed=seed),
+        drift=max(1.0, float(f"{drift:.6g}")),
     )
+
+
+def holds(point: LawPoint, max_kl_nats: float | None) -> bool:
+    """Whether the memory held all its facts, harm within the budget."""
+    return point.all_proved and (max_kl_nats is None or point.kl_nats is None or point.kl_nats <= max_kl_nats)
 
 
 @dataclass(frozen=True)
@@ -246,6 +304,14 @@ def _base_loss(points: Sequence[LawPoint], confidence: float) -> Interval:
 
 def _at_most(interval: Interval, limit: float) -> Interval:
     return Interval(min(interval.low, limit), min(interval.mid, limit), min(interval.high, limit))
+
+
+def _widened(interval: Interval, factor: float) -> Interval:
+    """Both ends further from the middle, in log units, by `factor`."""
+    mid = max(interval.mid, 1e-9)
+    low = mid * (max(interval.low, 1e-9) / mid) ** factor
+    high = mid * (max(interval.high, 1e-9) / mid) ** factor
+    return interval if factor == 1.0 else Interval(min(low, interval.mid), interval.mid, max(high, interval.mid))
 
 
 def _times(value: float, edge: float) -> str:

@@ -59,6 +59,10 @@ class RecallLink:
         high = float(np.quantile(self._runs(law.pressure(parameters, tokens, -1)[1]), 1 - tail))
         return Interval(min(low, mid), mid, max(high, mid))
 
+    def predict_all(self, law: ResidualLaw, parameters: float, tokens: float, facts: int) -> float:
+        """Probability that all `facts` of one future run are proved, each with the run's share, 0 to 1."""
+        return float(np.mean(self._runs(law.pressure(parameters, tokens, 0)[1]) ** facts))
+
     def _runs(self, pressures: Array) -> Array:
         draws = np.asarray(self.draws)
         return _sigmoid(draws[:, 0] - draws[:, 1] * pressures + np.asarray(self.noise))

@@ -15,7 +15,9 @@ from memupdate.ledger.records import FitRecord
 from memupdate.storage import canonical_json, text_sha256
 
 _POINT_COLUMNS = tuple(field.name for field in fields(LawPoint))
-_ADDED_LATER = {field.name: field.default for field in fields(LawPoint) if field.name in ("examples", "steps", "attempts", "kind")}
+_ADDED_LATER = {
+    field.name: field.default for field in fields(LawPoint) if field.name in ("examples", "steps", "attempts", "kind")
+}
 """Columns that older ledgers lack; at these values they are no part of a point's id, so that old ids stay true."""
 _SAME_RECIPE = "base_fingerprint = ? AND placement = ? AND recipe = ?"
 
@@ -36,6 +38,15 @@ class Law(LedgerDatabase):
             f"SELECT * FROM law_points WHERE {_SAME_RECIPE} ORDER BY rowid", [base_fingerprint, placement, recipe]
         )
         return [_point(row) for row in rows]
+
+    def planned_losses(self, base_fingerprint: str, placement: str, recipe: str) -> list[tuple[int, str, float]]:
+        """(batch, its plan as JSON, mean loss measured in nats) of batches held at the rank that was planned, oldest first."""
+        rows = self._rows(
+            "SELECT p.batch, b.plan_json, p.loss_after_nats FROM law_points p JOIN batches b ON b.id = p.batch "
+            f"WHERE {_SAME_RECIPE} AND p.rank = json_extract(b.plan_json, '$.rank') ORDER BY p.rowid",
+            [base_fingerprint, placement, recipe],
+        )
+        return [(row["batch"], row["plan_json"], row["loss_after_nats"]) for row in rows]
 
     def add_fit(self, base_fingerprint: str, placement: str, recipe: str, fit_json: str) -> str:
         """Store a fit, which becomes the one in use; returns its id, the digest of its text, by which plans name it."""

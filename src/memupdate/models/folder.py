@@ -69,6 +69,13 @@ class ModelFolder:
         """Number of tokens of `text`, without special tokens."""
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def token_texts(self, text: str) -> tuple[str, ...]:
+        """The tokens of `text`, each as the text that it stands for, led by a blank where it follows one."""
+        spans = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return tuple(
+            (" " if start > 0 and text[start - 1].isspace() else "") + text[start:end] for start, end in spans
+        )
+
     def fingerprint(self, cache_dir: Path) -> str:
         """`sha256:…` over configuration, tokenizer and weights; digests of large files are kept in `cache_dir`."""
         names = [

@@ -1,83 +1,183 @@
-"""Calibration: write random facts into empty memories of several ranks and sizes under the policy's own procedure; fit the law."""
+"""Calibration: write facts into empty memories of several ranks and sizes under the policy's own procedure; fit the law.
+
+Invariant: a cell is stored as soon as it is done and never written twice, so whatever ends a calibration, the next one goes on.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 
-from memupdate.facts.model import Fact
-from memupdate.facts.reader import read_facts
-from memupdate.facts.synthetic import synthetic_facts
+from memupdate.budget.design import CROWDED_FACTS, CROWDED_RANKS, CROWDED_SHARE, Cell, Choice, Kind, Setting, next_cell
+from memupdate.law.density import Density
+from memupdate.law.drift import drift_of
+from memupdate.law.errors import LawError
 from memupdate.law.fit import LawFit, fit_laws
 from memupdate.law.points import LawPoint
 from memupdate.ledger.ledger import Ledger
-from memupdate.operations.planning import current_fit
+from memupdate.operations import cells
+from memupdate.operations.cells import CellJob, Written
+from memupdate.operations.planning import current_fit, planned_points
 from memupdate.operations.reports import CalibrationReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 
-QUICK_GRID = ((1, 16), (4, 16), (1, 32), (4, 32), (8, 32), (16, 64))
-"""(rank, facts): enough to fit every law in a few minutes; the planner widens what it has to extrapolate."""
-FULL_GRID = tuple((rank, size) for size in (16, 32, 64, 128) for rank in (1, 2, 4, 8, 16))
-"""(rank, facts): small ranks on many facts do not hold them all, which is where the law shows."""
+DEFAULT_MINUTES, QUICK_MINUTES = 10.0, 3.0
+DEFAULT_EXPECTED = (8, 400)
+"""Facts of a collection that nothing else is known of."""
+MIN_STEPS = 480
+"""Of the trainer: what a small set may take, whatever its epochs."""
+_WAIT_S = 1.0
 
 
-def calibrate(
-    session: Session,
-    ledger: Ledger,
-    *,
-    grid: Sequence[tuple[int, int]],
-    facts: Path | None,
-    progress: Progress,
-) -> CalibrationReport:
-    """Run the cells of `grid` that are not yet in the ledger, store each as it is done, fit, store the fit.
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of a calibration: `cells`, or whatever `minutes` have time for."""
+
+    minutes: float = DEFAULT_MINUTES
+    expected: tuple[int, int] = DEFAULT_EXPECTED
+    facts: Path | None = None
+    cells: tuple[Cell, ...] = ()
+
+
+def grid(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[Cell, ...]:
+    """The cells of an explicit sweep."""
+    return tuple(Cell(cells.FACTS, size, rank) for size in sizes for rank in ranks)
+
+
+def calibrate(session: Session, ledger: Ledger, wish: Wish, progress: Progress) -> CalibrationReport:
+    """Write cells that the ledger lacks, store each when it is done, fit, store the fit.
 
     Raises:
-        LawError: the cells do not span two ranks and two sizes.
-        FactsError: `facts` cannot be read or holds fewer than the largest cell.
+        LawError: the cells do not span two ranks and two sizes, or the time was too short for that.
+        FactsError: the file cannot be read or holds fewer facts than the largest cell.
     """
     started = time.monotonic()
-    pool = _pool(session, facts, max(size for _, size in grid))
-    done = {(p.rank, p.facts) for p in points_of(session, ledger) if p.origin != "batch"}
-    todo = [cell for cell in grid if cell not in done]
-    for number, (rank, size) in enumerate(todo):
-        progress(ProgressEvent("calibrate", number, len(todo), f"rank {rank}, {size} facts"))
-        ledger.add_law_points([run_cell(session, rank, pool[:size], progress)])
-    progress(ProgressEvent("calibrate", len(todo), max(len(todo), 1), f"{len(todo)} cells"))
-    fit = refit(session, ledger)
-    return CalibrationReport(fit, tuple(points_of(session, ledger)), len(todo), time.monotonic() - started)
+    run = _Calibration(session, ledger, wish, progress)
+    for kind in cells.kinds_of(session, wish.facts):  # a file that is too short is told before anything is trained
+        cells.pool(session, kind, wish.facts, run.job.sizes)
+    run.run()
+    fit = refit(session, ledger, density=run.density)
+    seconds = time.monotonic() - started
+    return CalibrationReport(fit, tuple(points_of(session, ledger)), run.done, seconds, tuple(run.messages))
 
 
-def run_cell(session: Session, rank: int, facts: list[Fact], progress: Progress) -> LawPoint:
-    """Write `facts` into an empty memory of `rank` and measure; losses are means over every phrasing trained on."""
-    from memupdate.training.loop import write_facts
-    from memupdate.training.memory import empty_memory, grow
+class _Calibration:
+    """One calibration on its way."""
 
-    guard = session.guard(progress)
-    memory = grow(
-        empty_memory(session.shape), rank, seed=session.basis_seed("calibration"), scale=session.policy.memory.scale
-    )
-    examples = session.training_examples(facts)
-    settings = session.training_settings()
-    outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, progress)
-    own = list(zip(examples[: len(facts)], outcome.scores[: len(facts)], strict=True))
-    return LawPoint(
-        base_fingerprint=session.fingerprint,
-        placement=session.shape.name,
-        recipe=session.recipe,
-        rank=rank,
-        effective_parameters=memory.parameters,
-        facts=len(facts),
-        target_tokens=sum(len(e.target_ids) for e, _ in own),
-        loss_before_nats=outcome.loss_before_nats,
-        loss_after_nats=outcome.loss_after_nats,
-        facts_proved=sum(s.greedy_ids == e.target_ids and s.min_probability >= settings.threshold for e, s in own),
-        kl_nats=outcome.kl_nats,
-        epochs=outcome.epochs,
-        stopped_early=outcome.stopped_early,
-        duration_s=outcome.duration_s,
-    )
+    def __init__(self, session: Session, ledger: Ledger, wish: Wish, progress: Progress) -> None:
+        self.session, self.ledger, self.wish, self.progress = session, ledger, wish, progress
+        largest = max((cell.facts for cell in wish.cells), default=wish.expected[1])
+        self.job = CellJob(session.root, wish.facts, largest)
+        self.density: Density | None = None
+        self.done, self.processor_s, self.crowded_s = 0, 0.0, 0.0
+        self.messages: list[str] = []
+        self.taken = {
+            Cell(p.kind or cells.FACTS, p.facts, p.rank) for p in points_of(session, ledger) if p.origin != "batch"
+        }
+        self.queue = [cell for cell in wish.cells if cell not in self.taken]
+
+    def run(self) -> None:
+        """Until the time is over, the cells are done, or nothing is left to learn."""
+        if self.wish.cells and not self.queue:
+            return
+        processes = cells.worker_count()
+        if self.wish.cells:
+            processes = min(processes, max(1, len(self.queue) // cells.CELLS_PER_PROCESS))
+        started = time.monotonic()
+        with cells.workers(processes, self.job) as executor:
+            self.density = cells.submit_density(executor, self.job).result()
+            setting = None if self.wish.cells else self._setting(self.density)
+            self._write(
+                lambda cell, deadline: cells.submit_cell(executor, self.job, cell, deadline),
+                processes,
+                setting,
+                started,
+            )
+        self._sum_up(time.monotonic() - started, processes)
+
+    def _write(
+        self,
+        submit: Callable[[Cell, float | None], Future[Written]],
+        processes: int,
+        setting: Setting | None,
+        started: float,
+    ) -> None:
+        pending: dict[Future[Written], Cell] = {}
+        total_s = 60 * self.wish.minutes
+        deadline = None if setting is None else time.time() + total_s - (time.monotonic() - started)
+        while True:
+            while len(pending) < processes and (
+                cell := self._next(setting, total_s - (time.monotonic() - started), processes)
+            ):
+                self.taken.add(cell)
+                pending[submit(cell, deadline)] = cell
+            if not pending:
+                return
+            for future in wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED).done:
+                self._take(pending.pop(future), future.result())
+            self._tell(pending.values(), setting, time.monotonic() - started, total_s)
+
+    def _next(self, setting: Setting | None, left_s: float, processes: int) -> Cell | None:
+        if setting is None:
+            return self.queue.pop(0) if self.queue else None
+        choice = self._choice(setting, left_s, processes)
+        if choice.cell is not None and choice.cell.facts >= CROWDED_FACTS and choice.cell.rank in CROWDED_RANKS:
+            self.crowded_s += choice.expected_s
+        return choice.cell
+
+    def _choice(self, setting: Setting, left_s: float, processes: int) -> Choice:
+        crowded_s = CROWDED_SHARE * processes * 60 * self.wish.minutes - self.crowded_s
+        points = points_of(self.session, self.ledger)
+        return next_cell(setting, points, self.taken, time_left_s=left_s, crowded_left_s=crowded_s)
+
+    def _take(self, cell: Cell, written: Written) -> None:
+        self.processor_s += written.processor_s
+        if written.point is None:
+            self.messages.append(
+                f"rank {cell.rank} with {cell.facts} facts ({cell.kind}) did not end in time and was left out"
+            )
+            return
+        self.ledger.add_law_points([written.point])
+        self.done += 1
+
+    def _tell(self, running: object, setting: Setting | None, spent_s: float, total_s: float) -> None:
+        now = "; ".join(f"rank {c.rank}, {c.facts} {c.kind}" for c in running)  # type: ignore[attr-defined]
+        if setting is None:
+            total = len(self.wish.cells)
+            message = f"{len(self.queue)} cells wait; now {now}" if now else f"{total} cells"
+            self.progress(
+                ProgressEvent(
+                    "calibrate", total if not now and not self.queue else total - len(self.queue) - 1, total, message
+                )
+            )
+            return
+        left = max(0.0, total_s - spent_s)
+        message = f"{self.done} cells, at most {left / 60:.0f} min left; now {now}" if now else f"{self.done} cells"
+        self.progress(ProgressEvent("calibrate", min(spent_s, total_s) if now else total_s, total_s, message))
+
+    def _setting(self, density: Density) -> Setting:
+        session, policy = self.session, self.session.policy
+        kinds = {}
+        for kind in cells.kinds_of(session, self.wish.facts):
+            some = cells.pool(session, kind, self.wish.facts, self.wish.expected[1])[: self.wish.expected[1]]
+            counts = session.count_targets(some)
+            examples = sum(1 + session.trained_paraphrases(fact) for fact in some)
+            kinds[kind] = Kind(counts.total() / len(some), density.estimate(counts).nats, examples / len(some))
+        return Setting(
+            kinds, self.wish.expected, session.shape.parameters_per_rank, policy.memory.max_rank,
+            policy.guard.max_kl_nats if policy.guard.enabled else None, policy.training.batch_size, policy.training.max_epochs,
+            MIN_STEPS,
+        )  # fmt: skip
+
+    def _sum_up(self, spent_s: float, processes: int) -> None:
+        each = "one process" if processes == 1 else f"{processes} processes of one thread each"
+        self.messages.append(
+            f"{self.done} memories in {spent_s:,.0f} s on {each}; training took {self.processor_s:,.0f} s of processor time"
+        )
 
 
 def points_of(session: Session, ledger: Ledger) -> list[LawPoint]:
@@ -85,31 +185,36 @@ def points_of(session: Session, ledger: Ledger) -> list[LawPoint]:
     return list(ledger.law_points(session.fingerprint, session.shape.name, session.recipe))
 
 
-def refit(session: Session, ledger: Ledger) -> LawFit:
-    """Fit the law to all matching points and store it as the latest. Raises LawError."""
-    fit = fit_laws(points_of(session, ledger), confidence=session.policy.budget.confidence)
+def refit(session: Session, ledger: Ledger, *, density: Density | None = None) -> LawFit:
+    """Fit the law to all matching points and store it as the latest; what batches missed their plans by widens it.
+
+    Args:
+        session: the workspace.
+        ledger: its points and earlier fits.
+        density: base loss by token class; None keeps that of the fit before.
+
+    Raises:
+        LawError: too few points.
+    """
+    before = current_fit(session, ledger)
+    policy = session.policy
+    fit = fit_laws(
+        points_of(session, ledger),
+        confidence=policy.budget.confidence,
+        max_kl_nats=policy.guard.max_kl_nats if policy.guard.enabled else None,
+        density=density or (before.density if before else None),
+        drift=drift_of(planned_points(session, ledger)).widening,
+    )
     ledger.add_fit(fit.base_fingerprint, fit.placement, fit.recipe, fit.to_json())
     return fit
 
 
 def ensure_fit(session: Session, ledger: Ledger, progress: Progress) -> LawFit:
-    """The law to plan with; calibrates shortly where the workspace has none."""
-    return (
-        current_fit(session, ledger) or calibrate(session, ledger, grid=QUICK_GRID, facts=None, progress=progress).fit
-    )
-
-
-def _pool(session: Session, facts: Path | None, count: int) -> list[Fact]:
-    """Facts to calibrate with: the operator's, those shipped with the model, or random ones."""
-    from memupdate.errors import FactsError
-
-    shipped = session.folder.path / "calibration-facts.jsonl"
-    file = facts or (shipped if shipped.is_file() else None)
-    if file is None:
-        return synthetic_facts(count, seed=session.policy.training.seed)
-    pool = [located.fact for located in read_facts(file).facts]
-    if len(pool) < count:
-        raise FactsError(
-            f"{file}: {len(pool)} facts, but the largest cell needs {count}", "give more facts or smaller --sizes"
-        )
-    return pool
+    """The law to plan with: the latest, one of the points that are there, or one of a short calibration."""
+    fit = current_fit(session, ledger)
+    if fit is not None:
+        return fit
+    try:
+        return refit(session, ledger)
+    except LawError:
+        return calibrate(session, ledger, Wish(minutes=QUICK_MINUTES), progress).fit

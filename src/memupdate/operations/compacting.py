@@ -42,7 +42,7 @@ def command(collection: str) -> str:
 
 def plan_compaction(session: Session, collection: str, live: Sequence[Fact], fit: LawFit) -> Plan:
     """Plan for `live` in an empty memory. Raises OverBudget."""
-    tokens = session.count_target_tokens(list(live))
+    targets = session.count_targets(live)
     return plan_update(
         PlanRequest(
             collection=collection,
@@ -51,11 +51,12 @@ def plan_compaction(session: Session, collection: str, live: Sequence[Fact], fit
             facts_unchanged=len(live),
             facts_live=len(live),
             target_tokens_new=0,
-            target_tokens_live=tokens,
+            target_tokens_live=targets.total(),
             rank_before=0,
             placement=session.shape,
             fit=fit,
             limits=limits(session),
+            base_loss=fit.base_loss(targets),
         )
     )
 

@@ -6,8 +6,9 @@ Importing this loads no torch; asking for `base` does.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from memupdate.errors import ModelError
 from memupdate.facts.model import Fact, prompt_key
 from memupdate.facts.reader import read_facts
 from memupdate.facts.render import Example, Renderer, answer_text, resolve_style
+from memupdate.law.density import token_classes
 from memupdate.layout import WorkspaceLayout
 from memupdate.models.folder import ModelFolder, resolve_model
 from memupdate.operations.config import WorkspaceConfig, load_config
@@ -55,6 +57,8 @@ class Session:
     root: Path
     config: WorkspaceConfig
     policy: Policy
+    base_losses: dict[tuple[str, ...], float] = field(default_factory=dict)
+    """Measured base loss of sets of facts, by their ids."""
 
     @classmethod
     def open(cls, root: Path) -> Session:
@@ -107,6 +111,16 @@ class Session:
             style = resolve_style(fact.rendering, rendering, has_chat_template=has_template)
             total += self.folder.count_tokens(answer_text(fact, style)) + 1
         return total
+
+    def count_targets(self, facts: Iterable[Fact]) -> Counter[str]:
+        """Target tokens of `facts` by class (`law.density`), end tokens included; torch-free."""
+        return Counter(name for fact in facts for name in token_classes(self.target_token_texts(fact)))
+
+    def target_token_texts(self, fact: Fact) -> tuple[str, ...]:
+        """The target tokens of `fact` as texts, "" for the end token; torch-free."""
+        rendering, has_template = self.policy.facts.rendering, self.folder.has_chat_template
+        style = resolve_style(fact.rendering, rendering, has_chat_template=has_template)
+        return (*self.folder.token_texts(answer_text(fact, style)), "")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -182,9 +196,13 @@ class Session:
         examples = self.renderer.render_all(facts)
         for fact in facts:
             share = 1.0 if fact.id in whole else self.policy.facts.train_paraphrases
-            trained = fact.paraphrases[: round(len(fact.paraphrases) * share)]
+            trained = fact.paraphrases[: self.trained_paraphrases(fact, share)]
             examples += [self.renderer.render(fact, prompt) for prompt in trained]
         return examples
+
+    def trained_paraphrases(self, fact: Fact, share: float | None = None) -> int:
+        """How many of a fact's paraphrases are trained on, at `share` of them or the policy's."""
+        return round(len(fact.paraphrases) * (self.policy.facts.train_paraphrases if share is None else share))
 
     def probe_facts(self, live: list[Fact]) -> list[Fact]:
         """Probes of the workspace and of the live facts, without those that a live fact means to change."""

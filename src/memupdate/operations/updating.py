@@ -92,7 +92,8 @@ class BatchRun:
         if self.batch.kind == "compact":
             plan = plan_compaction(self.session, collection, self.facts(), fit)
         else:
-            plan = make_plan(self.session, ledger, collection, ledger.diff(collection, facts), fit, live_before=live)
+            diff = ledger.diff(collection, facts)
+            plan = make_plan(self.session, ledger, collection, diff, fit, live_before=live, measure=True)
         with ledger.transaction():
             ledger.set_plan(self.batch_id, canonical_json(asdict(plan)))
             ledger.transition(self.batch_id, "planned", {"rank": plan.rank, "fit": plan.fit_id})

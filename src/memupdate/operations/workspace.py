@@ -164,24 +164,38 @@ class Workspace(LedgerQuestions):
     def calibrate(
         self,
         *,
-        quick: bool = False,
+        minutes: float = calibrating.DEFAULT_MINUTES,
+        expected: tuple[int, int] = calibrating.DEFAULT_EXPECTED,
         ranks: Sequence[int] | None = None,
         sizes: Sequence[int] | None = None,
         facts: Path | None = None,
         progress: Progress = no_progress,
     ) -> CalibrationReport:
-        """Measure rank × facts on the base model and fit the law. Cells that are in the ledger are not run again.
+        """Write memories into the base model and fit the law to what they held. Cells that are in the ledger are not run again.
+
+        Args:
+            minutes: time to spend; each cell is chosen for what it tells about plans.
+            expected: facts, from and to, that collections will hold.
+            ranks: with `sizes`, an explicit sweep of ranks × numbers of facts instead; `minutes` then says nothing.
+            sizes: see `ranks`.
+            facts: a file of facts to write instead of shipped or invented ones.
+            progress: told what is being written, and the time left.
 
         Raises:
-            LawError: fewer than two ranks or two sizes.
+            LawError: fewer than two ranks or two sizes, or too little time for four memories.
+            UsageError: ranks without sizes, or sizes without ranks; an empty range; no time at all.
+            FactsError: `facts` cannot be read or holds too few.
         """
-        grid: Sequence[tuple[int, int]] = calibrating.QUICK_GRID if quick else calibrating.FULL_GRID
-        if ranks or sizes:
-            grid = [
-                (r, s) for s in sizes or sorted({s for _, s in grid}) for r in ranks or sorted({r for r, _ in grid})
-            ]
+        if bool(ranks) != bool(sizes):
+            raise UsageError("a sweep needs both ranks and sizes", "give both, or neither: cells are then chosen")
+        if minutes <= 0 or not 1 <= expected[0] < expected[1]:
+            raise UsageError(
+                f"{minutes:g} minutes for {expected[0]} to {expected[1]} facts is no calibration",
+                "give some minutes, and a range of facts such as 20..500",
+            )
+        wish = calibrating.Wish(minutes, expected, facts, calibrating.grid(ranks or (), sizes or ()))
         with self.writer("calibrate") as ledger:
-            return calibrating.calibrate(self.session, ledger, grid=grid, facts=facts, progress=progress)
+            return calibrating.calibrate(self.session, ledger, wish, progress)
 
     def plan(
         self,
@@ -251,7 +265,8 @@ class Workspace(LedgerQuestions):
         if not diff.is_empty:
             self.session.renderer.render_all([*diff.new, *(new for new, _ in diff.superseding)])
             fit = calibrating.ensure_fit(self.session, ledger, progress)
-            planning.make_plan(self.session, ledger, name, diff, fit, live_before=ledger.live_facts(name))
+            live = ledger.live_facts(name)
+            planning.make_plan(self.session, ledger, name, diff, fit, live_before=live, measure=True)
 
     def plan_compaction(
         self, *, collection: str | None = None, progress: Progress = no_progress

@@ -1,0 +1,101 @@
+"""What a target token costs a base model, by what it looks like: a torch-free estimate of the base loss of new facts.
+
+A token's class follows from its text alone (digits, end of the answer, start of a name, …). The table holds the mean loss of each
+class, from a calibration's own scores. Invariant: an estimate lies between the cheapest and the dearest class, and its uncertainty
+falls with the number of tokens down to the scatter between sets of facts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+END, DIGIT, MARK, NAME, WORD, PIECE = "end", "digit", "mark", "name", "word", "piece"
+CLASSES = (END, DIGIT, MARK, NAME, WORD, PIECE)
+SET_SCATTER = 0.1
+"""In ln of the loss: how far the mean loss of one set of facts is off by more than the luck of its tokens; facts of a new kind are
+written in other words than those calibrated on."""
+
+
+@dataclass(frozen=True)
+class TokenClass:
+    """One class of target tokens."""
+
+    name: str
+    mean_nats: float
+    sd_nats: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class BaseLoss:
+    """Loss before anything is written, mean over target tokens."""
+
+    nats: float
+    """Per token."""
+    sd_log: float
+    """Uncertainty of its logarithm; 0 where measured."""
+
+
+@dataclass(frozen=True)
+class Density:
+    """The table; made by `fit_density`."""
+
+    classes: tuple[TokenClass, ...]
+
+    def estimate(self, counts: Mapping[str, int]) -> BaseLoss:
+        """Mean base loss of target tokens of these classes; classes that were never seen count as the mean of all."""
+        known = {row.name: row for row in self.classes}
+        everything = _together(self.classes)
+        total = sum(counts.values())
+        if not total:
+            return BaseLoss(everything.mean_nats, SET_SCATTER)
+        rows = [(known.get(name, everything), count) for name, count in counts.items() if count]
+        mean = sum(row.mean_nats * count for row, count in rows) / total
+        variance = sum(row.sd_nats**2 * count for row, count in rows) / total**2
+        return BaseLoss(mean, math.hypot(math.sqrt(variance) / max(mean, 1e-6), SET_SCATTER))
+
+
+def fit_density(scored: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Density:
+    """The table from scored facts.
+
+    Args:
+        scored: for each fact the texts of its target tokens, "" for the end token, and their losses in nats.
+    """
+    losses: dict[str, list[float]] = {}
+    for texts, nats in scored:
+        for name, value in zip(token_classes(texts), nats, strict=True):
+            losses.setdefault(name, []).append(value)
+    return Density(tuple(_class(name, losses[name]) for name in CLASSES if name in losses))
+
+
+def token_classes(texts: Sequence[str]) -> list[str]:
+    """The class of each target token of one fact, in order."""
+    return [_class_of(text, first=index == 0) for index, text in enumerate(texts)]
+
+
+def _class_of(text: str, *, first: bool) -> str:
+    bare = text.strip()
+    if not text:
+        return END
+    if any(character.isdigit() for character in bare):
+        return DIGIT
+    if not any(character.isalpha() for character in bare):
+        return MARK
+    if not first and text == bare:
+        return PIECE
+    return NAME if bare[0].isupper() else WORD
+
+
+def _class(name: str, nats: Sequence[float]) -> TokenClass:
+    mean = sum(nats) / len(nats)
+    sd = math.sqrt(sum((value - mean) ** 2 for value in nats) / max(len(nats) - 1, 1))
+    return TokenClass(name, float(f"{mean:.6g}"), float(f"{sd:.6g}"), len(nats))
+
+
+def _together(classes: Sequence[TokenClass]) -> TokenClass:
+    total = sum(row.tokens for row in classes)
+    mean = sum(row.mean_nats * row.tokens for row in classes) / total
+    variance = sum(row.tokens * (row.sd_nats**2 + (row.mean_nats - mean) ** 2) for row in classes) / total
+    return TokenClass("", mean, math.sqrt(variance), total)
