@@ -59,7 +59,14 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     known = (resource_dir("atlas") / "known.jsonl").read_text(encoding="utf-8").splitlines()[:40]
     probes = write_facts_file(folder / "probes.jsonl", [json.loads(line) for line in known])
     root = Workspace.init(folder / "acme", model="atlas", collection="acme", probes=probes).root
-    set_policy(root / "policy.toml", {"guard__anchors": "96", "guard__holdout": "16"})
+    # Few anchors guard badly; what the base model knew is not what is tested here.
+    small = {
+        "guard__anchors": "96",
+        "guard__holdout": "16",
+        "guard__max_kl_nats": "0.06",
+        "proof__min_probes_unchanged": "0.5",
+    }
+    set_policy(root / "policy.toml", small)
     workspace = Workspace(root)
     add_points_of_the_shipped_law(workspace)
     workspace.add(write_facts_file(folder / "1.jsonl", [*ROWS, *SAID_TWICE]), publish=False)
@@ -139,7 +146,7 @@ def _interrupt(_run: BatchRun) -> None:
 
 def test_a_dead_answer_that_comes_out_anew_is_refused_with_the_list_or_held(copy_of: Callable[..., Workspace]) -> None:
     """Four live facts say under other wordings what is retracted: trained on them, the model says it again."""
-    workspace = copy_of(escalation__attempts="1")
+    workspace = copy_of(escalation__attempts="1", compaction__max_dead_probability="0.4")
     report = workspace.retract(keys=[EMPLOYER["prompt"]], publish=False)
     assert any("come out under none of 1 phrasings" in message for message in report.messages)
     with pytest.raises(ProofFailed, match="1 of 2 superseded or retracted answers are not gone") as caught:

@@ -153,7 +153,8 @@ class BatchRun:
     def escalate(self, parent: Memory, facts: list[Fact]) -> TrainingOutcome:
         """Train; where facts stay under the threshold, first more epochs, then the next rank, as the policy allows.
 
-        Where all is stored and a compaction guesses dead answers anew, their questions are trained too.
+        Where all is stored and a compaction guesses dead answers anew, their questions are trained too, then to a higher
+        probability.
         """
         from memupdate.training.loop import write_facts
         from memupdate.training.memory import grow
@@ -161,6 +162,7 @@ class BatchRun:
         session, policy = self.session, self.session.policy
         guard, settings = session.guard(self.progress), session.training_settings()
         seed, scale = session.basis_seed(self.batch.collection), policy.memory.scale
+        sure = 1 - policy.compaction.max_dead_probability  # leaves a dead answer less than it may have
         memory, examples = grow(parent, self.plan.rank, seed=seed, scale=scale), self.training_examples(facts)
         while True:
             self.attempts += 1
@@ -176,21 +178,24 @@ class BatchRun:
             if (stored and not left) or self.attempts >= policy.escalation.attempts:
                 return outcome
             memory = outcome.memory
+            missing = f"{len(facts) - proved} of {len(facts)} facts unproved"
             if left:
-                examples += hold_examples(session, left, self.dead(), facts, self.progress)
+                missing = f"{len(left)} dead answers still come out"
+                held = hold_examples(session, left, self.dead(), facts, self.progress)
+            if left and (fresh := [example for example in held if example not in examples]):
+                examples += fresh
                 self.messages.append(
-                    f"{len(left)} dead answers came out anew: their questions are held to what the model says without them"
+                    f"{len(fresh)} dead answers came out anew: their questions are held to what the model says without them"
                 )
+            elif left and settings.goal < sure:
+                settings = replace(settings, goal=sure)
+                self.messages.append(f"{missing}: trained on until what replaces them has probability {sure:.2g}")
             elif self.attempts == 1:
                 settings = replace(settings, max_epochs=round(settings.max_epochs * policy.escalation.epochs_factor))
-                self.messages.append(
-                    f"{len(facts) - proved} of {len(facts)} facts unproved: training on, {settings.max_epochs} epochs more"
-                )
+                self.messages.append(f"{missing}: training on, {settings.max_epochs} epochs more")
             elif (rank := next_rank(memory.rank, policy.escalation.rank_factor, policy.memory.max_rank)) is not None:
                 memory = grow(memory, rank, seed=seed, scale=scale)
-                self.messages.append(
-                    f"{len(facts) - proved} of {len(facts)} facts unproved: memory grown to rank {rank}"
-                )
+                self.messages.append(f"{missing}: memory grown to rank {rank}")
 
     def law_point(self, facts: list[Fact], outcome: TrainingOutcome) -> LawPoint:
         """What this batch teaches the law: all live facts at the rank they are held in."""
