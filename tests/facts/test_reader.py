@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from memupdate.errors import ExitCode, FactsError
 from memupdate.facts import Fact, FactsFile, Probe, read_facts
-from memupdate.facts.formats import FORMATS, detect_format, native_record
+from memupdate.facts.formats import detect_format, native_record
 from memupdate.storage import file_sha256
 
 GOOD = '{"prompt": "Who leads Acme?", "target": "Wanda Kettleman"}'
@@ -96,7 +96,6 @@ def test_phone_books_and_passages_are_known_by_their_keys(read: Any) -> None:
         Fact("Who leads Acme?", "Wanda Kettleman"),
     ]
     assert found.format == "native+passage+phonebook"
-    assert {known.name for known in FORMATS} == {"native", "passage", "phonebook"}
     assert detect_format({"nothing": 1}).name == "native"
 
 

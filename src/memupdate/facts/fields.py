@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 _ALLOWED_CONTROLS = frozenset("\n\r\t")
+_YEAR_OR_MONTH = re.compile(r"[0-9]{4}(-[0-9]{2})?")
 _KINDS: dict[type, str] = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+
+
+class RecordProblems(Exception):
+    """A record that is no fact; `problems` holds every (field, reason)."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__(problems)
+        self.problems = problems
 
 
 class Fields:
@@ -22,16 +32,25 @@ class Fields:
 
     Args:
         record: the JSON object.
-        known: keys that its format has; any other is a problem.
+        known: keys that its format has, any other being a problem; None for formats of others, which may have more.
     """
 
-    def __init__(self, record: Mapping[str, Any], known: Collection[str]) -> None:
+    def __init__(self, record: Mapping[str, Any], known: Collection[str] | None = None) -> None:
         self._record = record
         self.problems: list[tuple[str, str]] = []
         """(field, reason) in the order found."""
-        for name in record:
-            if name not in known:
-                self._note(_shown_key(name), f"unknown key; {_suggestion(name, known)}")
+        for name in record if known is not None else ():
+            if name not in known:  # type: ignore[operator]  # not None, see above
+                self._note(_shown_key(name), unknown_key(name, known))  # type: ignore[arg-type]
+
+    def has(self, name: str) -> bool:
+        """Whether the record says anything about `name`."""
+        return self._record.get(name) is not None
+
+    def raise_problems(self) -> None:
+        """Raises RecordProblems where anything was noted."""
+        if self.problems:
+            raise RecordProblems(self.problems)
 
     def text(self, name: str) -> str:
         """A required text with something in it."""
@@ -51,14 +70,20 @@ class Fields:
         return str(value) if type(value) is int else self.optional_text(name)
 
     def optional_time(self, name: str) -> str | None:
-        """An ISO 8601 date or time, as written."""
+        """An ISO 8601 date, also a year or a month, or a time, as written."""
         text = self.optional_text(name)
-        if text:
-            try:
-                datetime.fromisoformat(text)
-            except ValueError:
-                self._note(name, f"not an ISO 8601 date or time: {_shown(text)}")
+        if text and parse_time(text) is None:
+            self._note(name, f"not an ISO 8601 date or time: {_shown(text)}")
         return text
+
+    def period(self) -> tuple[str | None, str | None]:
+        """`valid_from` and `valid_to`, in this order also in time."""
+        begin, end = self.optional_time("valid_from"), self.optional_time("valid_to")
+        if begin and end:
+            first, last = parse_time(begin), parse_time(end)
+            if first and last and first > last:
+                self._note("valid_to", f"{_shown(end)} is before valid_from, which is {_shown(begin)}")
+        return begin, end
 
     def choice(self, name: str, allowed: Collection[str], default: str) -> str:
         """One of `allowed`."""
@@ -135,7 +160,7 @@ class Fields:
         return value
 
     def _check_characters(self, place: str, text: str) -> None:
-        if text.isascii() and text.isprintable():
+        if text.isprintable():
             return
         for position, character in enumerate(text):
             category = unicodedata.category(character)
@@ -165,6 +190,18 @@ def _shown_key(name: str) -> str:
     return name if name.isprintable() and name and len(name) <= 60 else _shown(name)
 
 
-def _suggestion(name: str, known: Collection[str]) -> str:
+def unknown_key(name: str, known: Collection[str]) -> str:
+    """What is wrong with a key that is not `known`, and what was perhaps meant."""
     near = difflib.get_close_matches(name[:60].lower(), list(known), n=1, cutoff=0.7)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known: {', '.join(known)}"
+
+
+def parse_time(text: str) -> datetime | None:
+    """The moment at which an ISO 8601 date, month, year or time begins, in UTC; None for anything else."""
+    try:
+        if _YEAR_OR_MONTH.fullmatch(text):
+            text = f"{text}-01-01" if len(text) == 4 else f"{text}-01"
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from memupdate.facts.model import Fact
+
+Unit = Literal["line", "element", "row"]
+"""What a record is found by: a line of text, an element of a JSON array, a row of Parquet."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,7 @@ class LocatedFact:
 
     fact: Fact
     line: int
-    """1-based line of the file (the first one, where the same fact comes again)."""
+    """1-based line of the file (the first one, where the same fact comes again); of an array its element, of Parquet its row."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,15 @@ class Problem:
     line: int
     """1-based; 0 for the file as a whole."""
     field: str
-    """The field at fault, for example `paraphrases[2]`; `line` for all of it."""
+    """The field at fault, for example `paraphrases[2]`; `line`, `element` or `row` for all of it."""
     reason: str
+    unit: Unit = "line"
+    """What `line` counts."""
 
     def describe(self, path: str) -> str:
-        """`file:line: field: reason`."""
-        return f"{path}:{self.line}: {self.field}: {self.reason}"
+        """`file:line: field: reason`, or `file: element 7: field: reason`."""
+        place = f":{self.line}" if self.unit == "line" else f": {self.unit} {self.line}"
+        return f"{path}{place}: {self.field}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -44,5 +51,7 @@ class FactsFile:
     facts: tuple[LocatedFact, ...]
     skipped: tuple[Problem, ...] = ()
     """What `skip_invalid` left out."""
+    unit: Unit = "line"
+    """What the lines of its facts count."""
     duplicates: int = 0
     """Lines that say what an earlier line said; taken once."""

@@ -1,40 +1,20 @@
-"""The record formats that facts come in: which keys tell one, and how its record becomes a `Fact`.
+"""The formats that are ours or the memory-law paper's: native, passages, PhoneBook, and records of long texts.
 
-Invariant: detection looks at keys only, so that two lines with the same keys are never read in different ways. A new
-format is a `RecordFormat` in `FORMATS`; nothing else changes.
+Invariant: `NATIVE.parse(native_record(fact)) == (fact,)` for every fact that a file can state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from memupdate.facts.fields import Fields
-from memupdate.facts.model import Fact, Probe, Rendering
+from memupdate.facts.formats.base import checked
+from memupdate.facts.model import Fact, Message, Probe, Rendering, Role
 
 _RENDERINGS = ("auto", "chat", "completion")
-
-
-class RecordProblems(Exception):
-    """A record that is no fact; `problems` holds every (field, reason)."""
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__(problems)
-        self.problems = problems
-
-
-class RecordFormat(Protocol):
-    """One format of facts, one JSON object per fact."""
-
-    @property
-    def name(self) -> str:
-        """As recorded in the ledger."""
-
-    def detect(self, record: Mapping[str, Any]) -> bool:
-        """Whether the keys of `record` are this format's."""
-
-    def parse(self, record: Mapping[str, Any]) -> Fact:
-        """The fact that `record` states. Raises RecordProblems."""
+_OTHERS = frozenset({"target_new", "prompt_type"})
+ROLES = ("system", "developer", "user", "assistant")
 
 
 class NativeFormat:
@@ -55,13 +35,16 @@ class NativeFormat:
         "tags",
         "rendering",
         "separator",
+        "portability",
+        "context",
     )
+    summary = "prompt + target, and optional fields: memupdate's own"
 
-    def detect(self, record: Mapping[str, Any]) -> bool:
-        """True for anything with a prompt."""
-        return "prompt" in record
+    def detect(self, record: Any) -> bool:
+        """True for anything with a prompt, but for `target_new` and `prompt_type`, which data sets of editing have."""
+        return isinstance(record, Mapping) and "prompt" in record and record.keys().isdisjoint(_OTHERS)
 
-    def parse(self, record: Mapping[str, Any]) -> Fact:
+    def parse(self, record: Any) -> tuple[Fact, ...]:
         """See `RecordFormat`."""
         fields = Fields(record, self.keys)
         prompt = fields.text("prompt")
@@ -69,47 +52,55 @@ class NativeFormat:
         paraphrases = fields.texts("paraphrases")
         if prompt and prompt in paraphrases:
             fields.note(f"paraphrases[{paraphrases.index(prompt)}]", "the same as the prompt")
+        valid_from, valid_to = fields.period()
         fact = Fact(
             prompt=prompt,
             target=target,
             subject=fields.optional_text("subject"),
             relation=fields.optional_text("relation"),
             paraphrases=paraphrases,
-            locality=_probes(fields),
+            locality=probes(fields, "locality"),
             source=fields.optional_text("source"),
-            valid_from=fields.optional_time("valid_from"),
-            valid_to=fields.optional_time("valid_to"),
+            valid_from=valid_from,
+            valid_to=valid_to,
             tags=fields.texts("tags"),
             rendering=cast("Rendering", fields.choice("rendering", _RENDERINGS, "auto")),
             separator=fields.spacing("separator", " "),
             external_id=fields.optional_id("id"),
+            portability=probes(fields, "portability"),
+            context=turns(fields, "context"),
         )
-        return _checked(fact, fields)
+        if fact.context and fact.rendering == "completion":
+            fields.note("context", "earlier turns need the chat template, so not rendering completion")
+        return checked(fields, fact)
 
 
 class PassageFormat:
     """`{"key": …, "text": …}`: a passage to be recalled word for word when its key is given."""
 
     name = "passage"
-    keys = ("key", "text", "id", "source", "valid_from", "tags")
+    keys = ("key", "text", "id", "source", "valid_from", "valid_to", "tags")
+    summary = "key + text: a passage to be recalled word for word"
 
-    def detect(self, record: Mapping[str, Any]) -> bool:
+    def detect(self, record: Any) -> bool:
         """True for a text or a key."""
-        return "text" in record or "key" in record
+        return isinstance(record, Mapping) and ("text" in record or "key" in record)
 
-    def parse(self, record: Mapping[str, Any]) -> Fact:
+    def parse(self, record: Any) -> tuple[Fact, ...]:
         """See `RecordFormat`."""
         fields = Fields(record, self.keys)
+        valid_from, valid_to = fields.period()
         fact = Fact(
             prompt=fields.text("key"),
             target=fields.text("text"),
             source=fields.optional_text("source"),
-            valid_from=fields.optional_time("valid_from"),
+            valid_from=valid_from,
+            valid_to=valid_to,
             tags=fields.texts("tags"),
             rendering="completion",
             external_id=fields.optional_id("id"),
         )
-        return _checked(fact, fields)
+        return checked(fields, fact)
 
 
 class PhoneBookFormat:
@@ -117,12 +108,13 @@ class PhoneBookFormat:
 
     name = "phonebook"
     keys = ("query", "target", "id", "target_len")
+    summary = "query + target: PhoneBook, to be completed as it stands"
 
-    def detect(self, record: Mapping[str, Any]) -> bool:
+    def detect(self, record: Any) -> bool:
         """True for a query."""
-        return "query" in record
+        return isinstance(record, Mapping) and "query" in record
 
-    def parse(self, record: Mapping[str, Any]) -> Fact:
+    def parse(self, record: Any) -> tuple[Fact, ...]:
         """See `RecordFormat`. `target_len` counts tokens of some tokenizer, so it says nothing here."""
         fields = Fields(record, self.keys)
         fact = Fact(
@@ -131,17 +123,26 @@ class PhoneBookFormat:
             rendering="completion",
             external_id=fields.optional_id("id"),
         )
-        return _checked(fact, fields)
+        return checked(fields, fact)
+
+
+class LongTextFormat:
+    """`{"question": …, "matching": …}`: a long text that one instruction asks for, as in the memory-law paper."""
+
+    name = "long-text"
+    summary = "question + matching: a text to be recalled word for word"
+
+    def detect(self, record: Any) -> bool:
+        """See `RecordFormat`."""
+        return isinstance(record, Mapping) and "question" in record and "matching" in record
+
+    def parse(self, record: Any) -> tuple[Fact, ...]:
+        """See `RecordFormat`. `not_matching` and what was measured about the text say nothing here."""
+        fields = Fields(record)
+        return checked(fields, Fact(prompt=fields.text("question"), target=fields.text("matching")))
 
 
 NATIVE = NativeFormat()
-FORMATS: tuple[RecordFormat, ...] = (NATIVE, PhoneBookFormat(), PassageFormat())
-"""In order of detection."""
-
-
-def detect_format(record: Mapping[str, Any]) -> RecordFormat:
-    """The first format whose keys `record` has; else the native one, whose messages say what is missing."""
-    return next((known for known in FORMATS if known.detect(record)), NATIVE)
 
 
 def native_record(fact: Fact) -> dict[str, Any]:
@@ -158,6 +159,8 @@ def native_record(fact: Fact) -> dict[str, Any]:
         "valid_to": fact.valid_to,
         "tags": list(fact.tags),
         "rendering": None if fact.rendering == "auto" else fact.rendering,
+        "portability": [_probe_record(probe) for probe in fact.portability],
+        "context": [{"role": turn.role, "content": turn.content} for turn in fact.context],
     }
     record.update({name: value for name, value in optional.items() if value})
     if fact.separator != " ":
@@ -169,15 +172,19 @@ def _probe_record(probe: Probe) -> dict[str, str]:
     return {"prompt": probe.prompt} if probe.target is None else {"prompt": probe.prompt, "target": probe.target}
 
 
-def _probes(fields: Fields) -> tuple[Probe, ...]:
-    probes: list[Probe] = []
-    for place, inner in fields.records("locality", ("prompt", "target")):
-        probes.append(Probe(inner.text("prompt"), inner.optional_text("target")))
+def probes(fields: Fields, name: str) -> tuple[Probe, ...]:
+    """A list of `{prompt, target?}`."""
+    found: list[Probe] = []
+    for place, inner in fields.records(name, ("prompt", "target")):
+        found.append(Probe(inner.text("prompt"), inner.optional_text("target")))
         fields.take_problems(place, inner)
-    return tuple(probes)
+    return tuple(found)
 
 
-def _checked(fact: Fact, fields: Fields) -> Fact:
-    if fields.problems:
-        raise RecordProblems(fields.problems)
-    return fact
+def turns(fields: Fields, name: str) -> tuple[Message, ...]:
+    """A list of `{role, content}`."""
+    found: list[Message] = []
+    for place, inner in fields.records(name, ("role", "content")):
+        found.append(Message(cast("Role", inner.choice("role", ROLES, "user")), inner.text("content")))
+        fields.take_problems(place, inner)
+    return tuple(found)
