@@ -212,3 +212,31 @@ def without_served_proof(root: Path) -> Path:
     policy = root / "policy.toml"
     policy.write_text(policy.read_text("utf-8").replace("[proof]\n", "[proof]\nserved = false\n"), encoding="utf-8")
     return root
+
+
+def test_a_release_that_no_batch_waits_for_is_in_the_manifest_again(stage: Stage, copy: Callable[[], Path]) -> None:
+    """Killed between its row and the manifest, with `--no-publish`: nothing is unfinished, and `resume` mends it all the same."""
+    root = copy()
+    manifest = (root / "registry" / "manifest.json").read_text(encoding="utf-8")
+    done = stage.commands.run(root, "add", "--no-publish", str(stage.second))
+    assert done.wait() == 0, done.said
+    whole = killing.content(root)
+    (root / "registry" / "manifest.json").write_text(manifest, encoding="utf-8")
+    assert stage.commands.run(root, "resume").wait() == 0
+    assert killing.differences(killing.content(root), whole) == []
+
+
+def test_what_resume_says(stage: Stage, copy: Callable[[], Path]) -> None:
+    root = copy()
+    command = stage.commands.start(root, "add", str(stage.second))
+    command.wait_until(lambda: killing.state_of(root, BATCH) == "planned")
+    command.kill()
+    refused = stage.commands.run(root, "add", str(stage.second))
+    assert refused.wait() == 2
+    assert "memupdate resume" in refused.said
+    resumed = stage.commands.run(root, "resume")
+    assert "acme@v2" in resumed.said
+    assert "3 of 3" in resumed.said
+    again = stage.commands.run(root, "resume", "--json")
+    (row,) = json.loads(again.said)["rows"]
+    assert (row["release"], row["state"]) == ("acme@v2", "released"), "acme@v1, which waits too, is carried by it"

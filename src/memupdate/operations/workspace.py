@@ -373,10 +373,17 @@ class Workspace(LedgerQuestions):
         return Session(self.root, self.session.config, parse_resolved_policy(batch.policy_json))
 
     def resume(self, *, progress: Progress = no_progress) -> list[AddReport]:
-        """Finish what a crash, Ctrl-C or a missing engine left, each batch from its last state."""
+        """Finish what a crash, Ctrl-C or a missing engine left, each batch from its last state.
+
+        Of several releases of a collection that wait for an engine only the latest is published: it carries all facts.
+        """
         with self.writer("resume") as ledger:
             publishing.sync_manifest(self.session, ledger)
-            return [self._advance(ledger, batch.id, progress) for batch in ledger.batches(unfinished=True)]
+            left = [batch for batch in ledger.batches(unfinished=True) if batch.state != "released"]
+            reports = [self._advance(ledger, batch.id, progress) for batch in left]
+            waiting = {batch.collection: batch.id for batch in ledger.batches(unfinished=True)}
+            told = {report.batch_id for report in reports}
+            return reports + [self._advance(ledger, b, progress) for b in waiting.values() if b not in told]
 
     def verify(
         self, release: str | None = None, *, served: str | None = None, progress: Progress = no_progress
