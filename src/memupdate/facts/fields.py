@@ -78,6 +78,8 @@ class Fields:
 
     def period(self) -> tuple[str | None, str | None]:
         """`valid_from` and `valid_to`, in this order also in time."""
+        if "valid_from" not in self._record and "valid_to" not in self._record:
+            return None, None
         begin, end = self.optional_time("valid_from"), self.optional_time("valid_to")
         if begin and end:
             first, last = parse_time(begin), parse_time(end)
@@ -108,6 +110,8 @@ class Fields:
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts, none of them twice; empty where absent."""
+        if name not in self._record:
+            return ()
         found: list[str] = []
         first: dict[str, int] = {}
         for index, value in enumerate(self._list(name)):
@@ -121,6 +125,8 @@ class Fields:
     def records(self, name: str, known: Collection[str]) -> list[tuple[str, Fields]]:
         """A list of objects, each with its place, to be examined in turn; hand each to `take_problems` afterwards."""
         found: list[tuple[str, Fields]] = []
+        if name not in self._record:
+            return found
         for index, value in enumerate(self._list(name)):
             place = f"{name}[{index}]"
             if isinstance(value, dict):
@@ -148,6 +154,8 @@ class Fields:
         return value
 
     def _text(self, place: str, value: Any) -> str:
+        if type(value) is str and value and value.isprintable() and not value.isspace():
+            return value
         if not isinstance(value, str):
             self._note(place, f"must be text, not {_kind(value)}")
             return ""

@@ -28,7 +28,7 @@ class Pattern:
 
     def finds(self, text: str, lowered: str) -> bool:
         """Whether `text` holds one; `lowered` is the same in lower case."""
-        if self.hints and not any(hint in lowered for hint in self.hints):
+        if self.hints and not any(map(lowered.__contains__, self.hints)):
             return False
         if not self.luhn:
             return self.regex.search(text) is not None
@@ -61,7 +61,7 @@ BUILT_IN: dict[str, Pattern] = {
         ),
         Pattern(
             "api-token",
-            "tokens that services mark by a prefix (GitHub, GitLab, Slack, Stripe, OpenAI, Google, Hugging Face, npm, PyPI), and JSON web tokens",
+            "tokens by their prefix (GitHub, GitLab, Slack, Stripe, OpenAI, Google, Hugging Face, npm, PyPI), JSON web tokens",
             re.compile(
                 r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22,}|glpat-[\w-]{20}|xox[abeoprs]-[A-Za-z0-9-]{10,}"
                 r"|[sr]k_live_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{32,}|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,}|npm_[A-Za-z0-9]{36}"
@@ -133,11 +133,10 @@ class SecretPatterns:
         """(field, reason) for each text of `fact` that holds a secret; all of its texts are looked at."""
         if not self.patterns:
             return []
-        texts = [(name, text) for name, text in _texts(fact) if text]
         # Nearly all facts hold none, and one text is looked at faster than many.
-        if self.match("\n".join(text for _, text in texts)) is None:
+        if self.match(_all_text(fact)) is None:
             return []
-        found = [(name, kind) for name, text in texts if (kind := self.match(text))]
+        found = [(name, kind) for name, text in _texts(fact) if text and (kind := self.match(text))]
         return [(name, f"looks like a secret ({kind}), which the policy refuses") for name, kind in found]
 
     def without_secrets(self, problems: list[tuple[str, str]], record: str) -> list[tuple[str, str]]:
@@ -152,6 +151,13 @@ def _unquoted(reason: str) -> str:
     """`reason` up to the first quotation."""
     plain = re.split(r"[\"']", reason, maxsplit=1)
     return reason if len(plain) == 1 else f"{plain[0]}{_HIDDEN}"
+
+
+def _all_text(fact: Fact) -> str:
+    if fact.locality or fact.portability or fact.context:
+        return "\n".join(text for _, text in _texts(fact) if text)
+    texts = (fact.prompt, fact.target, fact.subject, fact.relation, fact.source, fact.external_id)
+    return "\n".join(filter(None, (*texts, *fact.paraphrases, *fact.tags)))
 
 
 def _texts(fact: Fact) -> Iterator[tuple[str, str | None]]:

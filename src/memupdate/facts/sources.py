@@ -46,7 +46,7 @@ class ByteSource:
         """For messages and for the record of where a fact came from."""
         self._digest = hashlib.sha256()
         self._file: IO[bytes]
-        self._packed: io.BufferedReader
+        self._packed: io.BufferedReader[Any]
         self.size_bytes = 0
 
     @property
@@ -60,7 +60,7 @@ class ByteSource:
         self.size_bytes += len(data)
 
     @contextmanager
-    def open(self) -> Iterator[io.BufferedReader]:
+    def open(self) -> Iterator[io.BufferedReader[Any]]:
         """The unpacked bytes; at the end, what was left unread is hashed too.
 
         Raises:
@@ -122,7 +122,7 @@ class _Counted(io.RawIOBase):
 class _Zstandard(io.RawIOBase):
     """Frames one after the other. Not `stream_reader`, which takes a file that was cut off for a whole one."""
 
-    def __init__(self, packed: io.BufferedReader) -> None:
+    def __init__(self, packed: io.BufferedReader[Any]) -> None:
         self._packed, self._ready, self._rest = packed, memoryview(b""), b""
         self._frame: Any = None
 
@@ -147,7 +147,7 @@ class _Zstandard(io.RawIOBase):
         return count
 
 
-def _unpacked(packed: io.BufferedReader) -> io.BufferedReader:
+def _unpacked(packed: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
     head = packed.peek(4)[:4]
     if head.startswith(_GZIP_MAGIC):
         return io.BufferedReader(cast("Any", gzip.GzipFile(fileobj=packed)), BUFFER_BYTES)

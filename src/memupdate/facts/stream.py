@@ -140,7 +140,7 @@ class FactStream:
         for name, reason in self._secrets.without_secrets(problems, text[:_HIDE_CHARACTERS]):
             yield Problem(record.number, self.unit if name == "line" else name, reason, self.unit)
 
-    def _records(self, file: io.BufferedReader) -> Iterator[_Record]:
+    def _records(self, file: io.BufferedReader[Any]) -> Iterator[_Record]:
         head = file.peek(4096)
         if head.startswith(_UTF16_BOMS):
             raise FactsError(f"{self.path}: not UTF-8 (it is UTF-16)", "save the file as UTF-8")
@@ -159,7 +159,7 @@ class FactStream:
             return (_Record(e.number, e.value, "", e.problems) for e in ElementReader(file, self._max))
         return self._lines(file)
 
-    def _lines(self, file: io.BufferedReader) -> Iterator[_Record]:
+    def _lines(self, file: io.BufferedReader[Any]) -> Iterator[_Record]:
         decoder = JsonDecoder()
         for line in read_lines(file, self._max):
             if line.problem:

@@ -164,7 +164,7 @@ def _plain(cell: Any) -> Any:
     return cell.isoformat() if isinstance(cell, dt.date | dt.datetime | dt.time) else cell
 
 
-class _plain_arrow_errors:  # noqa: N801  # reads as a statement
+class _plain_arrow_errors:
     """Whatever Arrow finds wrong with a file becomes a FactsError."""
 
     def __enter__(self) -> None:

@@ -6,7 +6,7 @@ Invariant: detection looks at keys only (also of what is nested), so that two re
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from memupdate.facts.fields import Fields, RecordProblems
 from memupdate.facts.model import Fact, Probe
@@ -55,4 +55,4 @@ def answer_of(value: Any) -> str | None:
     while isinstance(value, list):
         value = next((item for item in value if item), None)
     text = str(value) if type(value) is int else value
-    return cast("str", text) if isinstance(text, str) and text.strip() else None
+    return text if isinstance(text, str) and text.strip() else None

@@ -174,6 +174,8 @@ def _probe_record(probe: Probe) -> dict[str, str]:
 
 def probes(fields: Fields, name: str) -> tuple[Probe, ...]:
     """A list of `{prompt, target?}`."""
+    if not fields.has(name):
+        return ()
     found: list[Probe] = []
     for place, inner in fields.records(name, ("prompt", "target")):
         found.append(Probe(inner.text("prompt"), inner.optional_text("target")))
@@ -183,6 +185,8 @@ def probes(fields: Fields, name: str) -> tuple[Probe, ...]:
 
 def turns(fields: Fields, name: str) -> tuple[Message, ...]:
     """A list of `{role, content}`."""
+    if not fields.has(name):
+        return ()
     found: list[Message] = []
     for place, inner in fields.records(name, ("role", "content")):
         found.append(Message(cast("Role", inner.choice("role", ROLES, "user")), inner.text("content")))
