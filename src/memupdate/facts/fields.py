@@ -59,6 +59,14 @@ class Fields:
             return ""
         return self._text(name, self._record[name])
 
+    def verbatim(self, name: str) -> str:
+        """A required text that may hold control characters too."""
+        value = self._record.get(name)
+        if not isinstance(value, str) or not value or value.isspace():
+            return self.text(name)
+        self._check_characters(name, value, controls=True)
+        return value
+
     def optional_text(self, name: str) -> str | None:
         """A text with something in it; None where absent or null."""
         value = self._record.get(name)
@@ -108,8 +116,23 @@ class Fields:
         self._check_characters(name, value)
         return value
 
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts, none of them twice; empty where absent."""
+    def is_list(self, name: str) -> bool:
+        """Whether there is a list under `name`."""
+        return isinstance(self._record.get(name), list)
+
+    def value(self, name: str) -> Any:
+        """What there is under `name`, unexamined; None where absent."""
+        return self._record.get(name)
+
+    def record(self, name: str) -> Fields:
+        """An object of a format that may have more keys; one without any where absent."""
+        value = self._record.get(name)
+        if value is not None and not isinstance(value, dict):
+            self._note(name, f"must be an object, not {_kind(value)}")
+        return Fields(value if isinstance(value, dict) else {})
+
+    def texts(self, name: str, *, distinct: bool = True) -> tuple[str, ...]:
+        """A list of texts, none of them twice unless they need not be `distinct`; empty where absent."""
         if name not in self._record:
             return ()
         found: list[str] = []
@@ -117,7 +140,7 @@ class Fields:
         for index, value in enumerate(self._list(name)):
             place = f"{name}[{index}]"
             text = self._text(place, value)
-            if text and first.setdefault(text, index) != index:
+            if distinct and text and first.setdefault(text, index) != index:
                 self._note(place, f"the same as {name}[{first[text]}]")
             found.append(text)
         return tuple(found)
@@ -167,7 +190,7 @@ class Fields:
             self._check_characters(place, value)
         return value
 
-    def _check_characters(self, place: str, text: str) -> None:
+    def _check_characters(self, place: str, text: str, *, controls: bool = False) -> None:
         if text.isprintable():
             return
         for position, character in enumerate(text):
@@ -175,7 +198,7 @@ class Fields:
             if category == "Cs":
                 self._note(place, f"half a surrogate pair (U+{ord(character):04X}) at character {position}")
                 return
-            if category == "Cc" and character not in _ALLOWED_CONTROLS:
+            if not controls and category == "Cc" and character not in _ALLOWED_CONTROLS:
                 self._note(place, f"control character U+{ord(character):04X} at character {position}")
                 return
 

@@ -61,7 +61,7 @@ class JsonDecoder:
 
 
 class Element(NamedTuple):
-    """One element of an array, or why there is none; after `fatal` nothing more can be read."""
+    """One element of an array, or why there is none."""
 
     number: int
     """1-based."""
@@ -94,6 +94,7 @@ class ElementReader:
         elif in_array or character:
             while True:
                 self._number += 1
+                self._next_character()
                 element, readable = self._element()
                 yield element
                 if not readable:

@@ -12,7 +12,17 @@ from typing import Any, cast
 
 from memupdate.errors import FactsError
 from memupdate.facts.formats.base import RecordFormat, RecordProblems
+from memupdate.facts.formats.chat import ChatFormat
+from memupdate.facts.formats.dated import DyKnowEditFormat, DyKnowFormat
+from memupdate.facts.formats.editing import (
+    CounterFactFormat,
+    FlatCounterFactFormat,
+    HalluEditFormat,
+    KnowEditFormat,
+    ZsreFormat,
+)
 from memupdate.facts.formats.native import NATIVE, LongTextFormat, PassageFormat, PhoneBookFormat, native_record
+from memupdate.facts.formats.pararel import ParaRelFormat
 
 __all__ = ["FORMATS", "NATIVE", "PLUGIN_GROUP", "RecordFormat", "RecordProblems", "all_formats", "detect_format"]
 __all__ += ["find_format", "format_named", "native_record"]
@@ -25,6 +35,15 @@ FORMATS: tuple[RecordFormat, ...] = (
     PhoneBookFormat(),
     PassageFormat(),
     LongTextFormat(),
+    ChatFormat(),
+    CounterFactFormat(),
+    KnowEditFormat(),
+    FlatCounterFactFormat(),
+    ZsreFormat(),
+    HalluEditFormat(),
+    DyKnowEditFormat(),
+    ParaRelFormat(),
+    DyKnowFormat(),
 )
 """Built in, in order of detection."""
 

@@ -137,9 +137,9 @@ class LongTextFormat:
         return isinstance(record, Mapping) and "question" in record and "matching" in record
 
     def parse(self, record: Any) -> tuple[Fact, ...]:
-        """See `RecordFormat`. `not_matching` and what was measured about the text say nothing here."""
+        """See `RecordFormat`. `not_matching` and what was measured about the text say nothing here; random tokens hold any character."""
         fields = Fields(record)
-        return checked(fields, Fact(prompt=fields.text("question"), target=fields.text("matching")))
+        return checked(fields, Fact(prompt=fields.text("question"), target=fields.verbatim("matching")))
 
 
 NATIVE = NativeFormat()
