@@ -1,6 +1,8 @@
 """Plans: the smallest rank that passes, never falling with more facts, explained, and inverted exactly."""
 
 import dataclasses
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -8,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memupdate.budget.plan import Limits, PlacementShape, PlanRequest
+from memupdate.budget.plan import Limits, PlacementShape, PlanRequest, plan_from_json
 from memupdate.budget.planner import adapter_bytes, free_capacity, plan_update
 from memupdate.budget.ranks import RANK_LADDER
 from memupdate.errors import ExitCode, OverBudget
+from memupdate.law.density import BaseLoss
 from memupdate.law.errors import LawError
 from memupdate.law.fit import fit_laws
+from memupdate.law.needed_rank import Size
 from memupdate.law.points import LawPoint
+from memupdate.storage import canonical_json
 
 PLACEMENT = PlacementShape("mlp-all", tuple((f"model.layers.{i}.mlp.gate_proj", 960, 1920) for i in range(4)))
 LIMITS = Limits(min_rank=8, max_rank=512, proved_share=0.99, max_kl_nats=0.03)
@@ -97,6 +102,58 @@ def test_free_capacity_is_the_exact_inverse(rank, share, kl):
         assert free_capacity(FIT, PLACEMENT, rank, limits, target_tokens_live=room - 1) == 1
     with pytest.raises(OverBudget):
         plan_update(request(room + 1, limits=limits))
+
+
+WHOLE = dataclasses.replace(LIMITS, all_proved=0.6)
+WHOLE_FIT = fit_laws(points(), bootstrap=40, max_kl_nats=0.03)
+
+
+def test_a_plan_for_every_fact_asks_for_its_probability_and_says_so():
+    plan = plan_update(request(1254, limits=WHOLE, fit=WHOLE_FIT, base_loss=BaseLoss(5.9, 0.0)))
+    smaller = RANK_LADDER[RANK_LADDER.index(plan.rank) - 1]
+    size = Size(1254, 5.9)
+    assert plan.all_proved.low >= 0.6 > WHOLE_FIT.predict_all_proved(smaller * PLACEMENT.parameters_per_rank, size).low
+    assert plan.all_proved == WHOLE_FIT.predict_all_proved(plan.effective_parameters, size)
+    assert "every fact proved with a probability of at least" in plan.reasons[0]
+    assert (plan.base_loss_nats.low, plan.base_loss_nats.mid) == (5.9, 5.9)
+    assert plan_from_json(canonical_json(dataclasses.asdict(plan))) == plan
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0.1, 9), st.floats(0.01, 9), st.sampled_from([0, 8, 64]))
+def test_facts_added_never_lower_the_rank_however_cheap(tokens, more, nats, cheap, rank_before):
+    def planned(count, loss):
+        asked = request(count, limits=WHOLE, fit=WHOLE_FIT, base_loss=BaseLoss(loss, 0.1), rank_before=rank_before)
+        return rank_or_none(asked)
+
+    before, after = planned(tokens, nats), planned(tokens + more, (tokens * nats + more * cheap) / (tokens + more))
+    assert after is None or (before is not None and before <= after)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([8, 16, 64, 512]), st.floats(0.05, 0.95), st.sampled_from([0.005, 0.03]), st.floats(0.5, 9))
+def test_free_capacity_for_every_fact_is_the_exact_inverse(rank, level, kl, nats):
+    limits, base_loss = Limits(rank, rank, 0.99, kl, all_proved=level), BaseLoss(nats, 0.1)
+    room = free_capacity(WHOLE_FIT, PLACEMENT, rank, limits, base_loss=base_loss)
+    if room:
+        assert plan_update(request(room, limits=limits, fit=WHOLE_FIT, base_loss=base_loss)).rank == rank
+    with pytest.raises(OverBudget):
+        plan_update(request(room + 1, limits=limits, fit=WHOLE_FIT, base_loss=base_loss))
+
+
+def test_capacity_at_less_harm_is_smaller():
+    rooms = [
+        free_capacity(WHOLE_FIT, PLACEMENT, 32, dataclasses.replace(WHOLE, max_kl_nats=kl))
+        for kl in (0.002, 0.006, 0.03)
+    ]
+    assert rooms == sorted(rooms)
+    assert rooms[0] < rooms[-1]
+
+
+def test_planning_loads_no_torch():
+    code = "import sys, memupdate.operations.planning, memupdate.budget.planner, memupdate.budget.design; "
+    code += "print([m for m in ('torch', 'transformers', 'vllm', 'peft') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_capacity_grows_with_rank():

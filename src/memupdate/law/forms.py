@@ -45,8 +45,8 @@ def compare_forms(
     tokens, losses = [point.target_tokens for point in points], [point.loss_before_nats for point in points]
     kinds = ((PLANNED, None), (TOKENS, 0.0), (INFORMATION, 1.0))
     laws = {
-        name: fit_needed_rank(parameters, tokens, losses, held, confidence=confidence, fixed_kappa=kappa)
-        for name, kappa in kinds
+        name: fit_needed_rank(parameters, tokens, losses, held, confidence=confidence, fixed_weight=weight)
+        for name, weight in kinds
     }
     scores = [FormScore(name, _rounded(law.log_score)) for name, law in laws.items()]
     share = _score_share(points, held, confidence, seed)

@@ -11,6 +11,7 @@ this one is the paper's, reported with its own range.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ ROBUST_SCALE = 0.5
 """Nats: a run off by more than this counts linearly."""
 
 MIN_POINTS = 4
+ALIKE = 1.2
+"""Sizes within this factor count as one where runs are compared with each other."""
 EXPONENT_BOUNDS = (0.02, 3.0)
 _START_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0)
 _STARTS = 8
@@ -52,6 +55,14 @@ class MemoryLaw:
     """Over all points, predictions cut at the loss before: the lack of fit where memory is not full."""
     mape_unseen_cell: float
     """Mean percentage error (as a share) of ΔL for unsaturated cells that were left out of the fit."""
+    mape_unseen_rank: float | None
+    """The same with all cells of a rank left out; None with fewer than three ranks."""
+    mape_unseen_size: float | None
+    lack_of_fit: float | None
+    """Scatter around the law over the scatter between runs of one rank and nearly one size: 1 where the form describes the data, 2 where half
+    of what is off is the form's. None where no two unsaturated runs are that alike."""
+    c_effective: Interval
+    """C for effective parameters P in place of r: the same law on the axis that placements share."""
     points_used: int
     points_censored: int
     rank_range: tuple[int, int]
@@ -114,6 +125,12 @@ def fit_memory_law(points: Sequence[LawPoint], *, confidence: float, bootstrap: 
     scatter = float(np.sqrt(np.sum(residuals**2) / freedom))
     r2 = intervals.r_squared(drop[~censored], predicted[~censored])
     r2_all = intervals.r_squared(drop, np.minimum(predicted, before))
+    parameters_per_rank = math.exp(
+        float(np.mean([math.log(point.effective_parameters / point.rank) for point in points]))
+    )
+    effective = draws[:, 0] * parameters_per_rank ** -draws[:, 1]
+    unseen_rank = problem.held_out_error(centred, cells, cells.rank_group) if cells.ranks >= 3 else None
+    unseen_size = problem.held_out_error(centred, cells, cells.size_group) if cells.sizes >= 3 else None
     named = [intervals.central(draws[:, column], float(best[column]), confidence) for column in range(4)]
     return MemoryLaw(
         c=named[0],
@@ -123,7 +140,11 @@ def fit_memory_law(points: Sequence[LawPoint], *, confidence: float, bootstrap: 
         scatter=scatter,
         r2=r2,
         r2_all=r2_all,
-        mape_unseen_cell=problem.held_out_error(centred, cells),
+        mape_unseen_cell=problem.held_out_error(centred, cells, cells.cell) or 0.0,
+        mape_unseen_rank=unseen_rank,
+        mape_unseen_size=unseen_size,
+        lack_of_fit=_lack_of_fit(residuals, ranks[~censored], tokens[~censored], freedom),
+        c_effective=intervals.central(effective, float(best[0] * parameters_per_rank ** -best[1]), confidence),
         points_used=int(np.sum(~censored)),
         points_censored=int(np.sum(censored)),
         rank_range=(int(ranks[~censored].min()), int(ranks[~censored].max())),
@@ -185,19 +206,38 @@ class _Problem:
         constants = theta[:, 0] * np.exp(-theta[:, 1] * self.centre[0] + theta[:, 2] * self.centre[1])
         return np.stack([constants, theta[:, 1], theta[:, 2], theta[:, 3]], axis=1)
 
-    def held_out_error(self, start: Array, cells: Cells) -> float:
-        """MAPE (share) of ΔL over unsaturated points whose cell was left out."""
-        weights = cells.held_out(cells.cell)
+    def held_out_error(self, start: Array, cells: Cells, group: Array) -> float | None:
+        """MAPE (share) of ΔL over unsaturated points whose group was left out; None where none of them is unsaturated."""
+        weights = cells.held_out(group)
         theta = self.solve_weighted(start, weights)
         power = theta[:, :1] * np.exp(theta[:, 1:2] * self.lr - theta[:, 2:3] * self.lt) + theta[:, 3:4]
         left_out = (weights == 0) & ~self.censored
         measured = np.broadcast_to(self.drop, power.shape)
+        if not left_out.any():
+            return None
         return intervals.mean_percentage_error(measured[left_out], power[left_out])
 
 
 def _drop(theta: Array, rank: Array | float, tokens: Array | float) -> Array:
     """ΔL for (B, 4) at scalars: (B,); at columns (n, 1): (n, B)."""
     return np.asarray(theta[:, 0] * rank ** theta[:, 1] * tokens ** -theta[:, 2] + theta[:, 3], dtype=np.float64)
+
+
+def _lack_of_fit(residuals: Array, ranks: Array, tokens: Array, freedom: float) -> float | None:
+    """√(mean square around the law / mean square between runs of one rank whose sizes are within `ALIKE`)."""
+    within, count = 0.0, 0
+    left = sorted(range(len(residuals)), key=lambda i: (ranks[i], tokens[i]))
+    while left:
+        first = left[0]
+        group = [i for i in left if ranks[i] == ranks[first] and tokens[i] <= ALIKE * tokens[first]]
+        left = [i for i in left if i not in group]
+        # Residuals, not drops: what the law says about the small difference in size is taken out.
+        values = residuals[group]
+        within += float(np.sum((values - values.mean()) ** 2))
+        count += len(group) - 1
+    if not count or within <= 0.0:
+        return None
+    return float(np.sqrt(np.sum(residuals**2) / freedom / (within / count)))
 
 
 def _note(r2: float | None, residuals: Array, best: Array) -> str:

@@ -1,13 +1,14 @@
 """The rank that a set of facts needs: what a plan is made on.
 
 A memory of P effective parameters holds everything (every fact proved within the policy's attempts, harm within its budget) with
-probability `σ((ln P − ln P*)/s)`, with `ln P* = a + η·ln ℓ + κ·ln(L0/L̄)`: ℓ target tokens whose base loss is L0 nats each, L̄ the mean
-over the points. κ = 0 counts tokens, κ = η counts information (`ℓ·L0`); the points decide. s is the luck of sets and runs.
+probability `σ((ln P − ln P*)/s)`, with `ln P* = a + η·(ln ℓ + w·ln(L0/L̄))`: ℓ target tokens whose base loss is L0 nats each, L̄ the
+mean over the points. w = 0 counts tokens, w = 1 counts information (`ℓ·L0`); the points decide. s is the luck of sets and runs.
 
 A run that held everything says `P* ≤ P`, one that did not `P* > P`: both are what a loss cannot say, which ends at a training's margin.
 The posterior is a grid, so it is exact, needs no start and is the same everywhere; `draws` are taken from it at equal steps.
 
-Invariant: η > 0 and κ ≥ 0 in every draw, so no end of an interval rises with ℓ or L0, and none falls with P.
+Invariant: η > 0 and 0 ≤ w ≤ 1 in every draw, so no end of an interval improves when facts are added, however cheap their tokens
+(`ℓ^(1−w)·(ℓ·L0)^w` grows with tokens and with information), and none worsens with P.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from memupdate.law.solver import Array
 LAPSE = 0.02
 """Share of runs that go against the law for reasons of their own (a set with two near-equal questions, say): one of them must not
 move the law."""
-ETA_PRIOR, KAPPA_PRIOR = (0.9, 0.35), (0.2, 0.3)
-"""Mean and standard deviation. Counting arguments give η = 1, and trials of this trainer a little less. κ is small: a digit of a random
+ETA_PRIOR, WEIGHT_PRIOR = (0.9, 0.35), (0.2, 0.3)
+"""Mean and standard deviation. Counting arguments give η = 1, and trials of this trainer a little less. w is small: a digit of a random
 number, three times as dear as a letter of a name, took hardly more room."""
 SPREAD_PRIOR = (math.log(0.2), 0.5)
 """Of ln s: a set needs half or twice the rank of its like only in one case of thirty."""
@@ -36,7 +37,7 @@ LEVEL_SD = 2.0
 """Of a, around the middle of the parameters that were tried."""
 DRAWS = 400
 _AXES, _COARSE = (37, 15, 9, 9), (21, 9, 5, 5)
-"""Values of a, η, κ, ln s on a pass; the coarse grid is for fits that are only scored."""
+"""Values of a, η, w, ln s on a pass; the coarse grid is for fits that are only scored."""
 _PASSES = 2
 """The grid's second pass covers what the first left likely."""
 _NEGLIGIBLE = 12.0
@@ -60,7 +61,8 @@ class NeededRank:
     level: Interval
     """P* of a set of the centre's size, effective parameters."""
     eta: Interval
-    kappa: Interval
+    weight: Interval
+    """w: 0 counts tokens, 1 information."""
     spread: Interval
     """s, in log units of P."""
     log_score: float
@@ -72,7 +74,7 @@ class NeededRank:
     centre: tuple[float, float]
     """ln of the mean ℓ (geometric) and ln L̄."""
     draws: tuple[tuple[float, ...], ...]
-    """(a, η, κ, s), one row per draw."""
+    """(a, η, w, s), one row per draw."""
 
     def predict(self, parameters: float, size: Size, confidence: float, *, widening: float = 1.0) -> Interval:
         """Probability that a memory holds everything: the mean over what is uncertain, and the ends of what the points leave open.
@@ -103,7 +105,7 @@ class NeededRank:
         densities = density + size.base_loss_sd_log * _normal_scores(len(draws))
         # Widened in the level only: a constant per draw, so that the order of sizes stays.
         level = draws[:, 0] + (widening - 1.0) * (draws[:, 0] - np.median(draws[:, 0]))
-        return np.asarray(level + draws[:, 1] * lt + draws[:, 2] * densities, dtype=np.float64)
+        return np.asarray(level + draws[:, 1] * (lt + draws[:, 2] * densities), dtype=np.float64)
 
 
 def fit_needed_rank(
@@ -113,7 +115,7 @@ def fit_needed_rank(
     held: Sequence[bool],
     *,
     confidence: float,
-    fixed_kappa: float | None = None,
+    fixed_weight: float | None = None,
 ) -> NeededRank:
     """Fit the law; any number of points will do, since priors stand where they are silent.
 
@@ -123,22 +125,22 @@ def fit_needed_rank(
         base_loss_nats: loss before, per token.
         held: whether everything was proved with the harm within its budget.
         confidence: of the parameters' intervals.
-        fixed_kappa: κ as a multiple of η: 0 counts tokens, 1 information. None leaves it to the points.
+        fixed_weight: w: 0 counts tokens, 1 information. None leaves it to the points.
     """
     data = _Data.of(parameters, tokens, base_loss_nats, held)
-    draws = data.sample(np.ones(len(data.held)), fixed_kappa)
+    draws = data.sample(np.ones(len(data.held)), fixed_weight)
     sizes = np.unique(data.lt)
     scores = []
     for size in sizes if len(sizes) >= 3 else []:
         out = data.lt == size
-        scores += data.log_score(data.sample((~out).astype(np.float64), fixed_kappa, _COARSE), out)
+        scores += data.log_score(data.sample((~out).astype(np.float64), fixed_weight, _COARSE), out)
     share = min(max(float(data.held.mean()), 1e-3), 1 - 1e-3)
     guess = share * math.log(share) + (1 - share) * math.log(1 - share)
     named = [central(draws[:, column], float(np.median(draws[:, column])), confidence) for column in range(4)]
     return NeededRank(
         level=Interval(math.exp(named[0].low), math.exp(named[0].mid), math.exp(named[0].high)),
         eta=named[1],
-        kappa=named[2],
+        weight=named[2],
         spread=named[3],
         log_score=float(np.mean(scores)) if scores else guess,
         log_score_guess=guess,
@@ -171,12 +173,12 @@ class _Data:
         centre = (float(f"{lt.mean():.9g}"), float(f"{ld.mean():.9g}"))
         return cls(lp, lt - centre[0], ld - centre[1], np.asarray(held, dtype=np.float64), centre)
 
-    def sample(self, weights: Array, fixed_kappa: float | None, counts: tuple[int, ...] = _AXES) -> Array:
+    def sample(self, weights: Array, fixed_weight: float | None, counts: tuple[int, ...] = _AXES) -> Array:
         """Draws (DRAWS, 4) from the posterior under point weights (n,)."""
         middle = float((self.lp.min() + self.lp.max()) / 2)
-        bounds = [(middle - 7.0, middle + 7.0), (0.15, 2.2), (0.0, 1.5), (math.log(0.05), math.log(1.2))]
+        bounds = [(middle - 7.0, middle + 7.0), (0.15, 2.2), (0.0, 1.0), (math.log(0.05), math.log(1.2))]
         for _ in range(_PASSES):
-            grid, log_posterior, steps = self._grid(bounds, counts, weights, middle, fixed_kappa)
+            grid, log_posterior, steps = self._grid(bounds, counts, weights, middle, fixed_weight)
             likely = grid[log_posterior > log_posterior.max() - _NEGLIGIBLE]
             bounds = [
                 (
@@ -197,23 +199,21 @@ class _Data:
         counts: tuple[int, ...],
         weights: Array,
         middle: float,
-        fixed_kappa: float | None,
+        fixed_weight: float | None,
     ) -> tuple[Array, Array, list[float]]:
-        """Points (m, 4) of (a, η, κ, ln s), their ln posterior (m,) up to a constant, and the grid's steps."""
+        """Points (m, 4) of (a, η, w, ln s), their ln posterior (m,) up to a constant, and the grid's steps."""
         axes = [np.linspace(low, high, count) for (low, high), count in zip(bounds, counts, strict=True)]
-        if fixed_kappa is not None:
-            axes[2] = np.zeros(1)
+        if fixed_weight is not None:
+            axes[2] = np.full(1, fixed_weight)
         grid = np.stack([values.reshape(-1) for values in np.meshgrid(*axes, indexing="ij")], axis=1)
-        if fixed_kappa is not None:
-            grid[:, 2] = fixed_kappa * grid[:, 1]
         value = -0.5 * ((grid[:, 0] - middle) / LEVEL_SD) ** 2 - 0.5 * ((grid[:, 1] - ETA_PRIOR[0]) / ETA_PRIOR[1]) ** 2
-        if fixed_kappa is None:
-            value -= 0.5 * ((grid[:, 2] - KAPPA_PRIOR[0]) / KAPPA_PRIOR[1]) ** 2
+        if fixed_weight is None:
+            value -= 0.5 * ((grid[:, 2] - WEIGHT_PRIOR[0]) / WEIGHT_PRIOR[1]) ** 2
         value -= 0.5 * ((grid[:, 3] - SPREAD_PRIOR[0]) / SPREAD_PRIOR[1]) ** 2
         spread = np.exp(grid[:, 3])
         for lp, lt, ld, held, weight in zip(self.lp, self.lt, self.ld, self.held, weights, strict=True):
             if weight:
-                chance = _sigmoid((lp - grid[:, 0] - grid[:, 1] * lt - grid[:, 2] * ld) / spread)
+                chance = _sigmoid((lp - grid[:, 0] - grid[:, 1] * (lt + grid[:, 2] * ld)) / spread)
                 chance = LAPSE / 2 + (1 - LAPSE) * (chance if held else 1 - chance)
                 value += weight * np.log(chance)
         steps = [float(axis[1] - axis[0]) if len(axis) > 1 else 0.0 for axis in axes]
@@ -221,7 +221,7 @@ class _Data:
 
     def log_score(self, draws: Array, where: Array) -> list[float]:
         """ln of the probability that `draws` give to what happened at the points `where` (n,)."""
-        needed = draws[:, 0] + np.outer(self.lt[where], draws[:, 1]) + np.outer(self.ld[where], draws[:, 2])
+        needed = draws[:, 0] + draws[:, 1] * (self.lt[where][:, None] + np.outer(self.ld[where], draws[:, 2]))
         chance = _sigmoid((self.lp[where][:, None] - needed) / draws[:, 3]).mean(axis=1)
         chance = np.where(self.held[where] > 0, chance, 1 - chance)
         return [math.log(LAPSE / 2 + (1 - LAPSE) * float(value)) for value in chance]

@@ -19,6 +19,7 @@ from memupdate.law.points import Interval, LawPoint
 
 if TYPE_CHECKING:
     from memupdate.law.fit import LawFit
+    from memupdate.law.memory_law import MemoryLaw
     from memupdate.law.residual_law import ResidualLaw
 
 _PAPER_FORM = "ΔL = C·r^α·ℓ^(−β) + b"
@@ -38,7 +39,11 @@ def plan_table(plan: Plan) -> RenderableType:
     table.add_row("Predicted loss", f"{_interval(plan.predicted_loss_nats)} nats per token")
     kl = plan.predicted_kl_nats
     table.add_row("Predicted harm", "not known: no harm data" if kl is None else f"KL {_interval(kl)} nats per token")
+    if plan.all_proved is not None:
+        table.add_row("Every fact proved", f"probability {_share_interval(plan.all_proved)}")
     table.add_row("Facts proved", _share_interval(plan.expected_proved_share))
+    if plan.base_loss_nats is not None:
+        table.add_row("Loss before", f"{_interval(plan.base_loss_nats)} nats per token")
     bounds = f"bounds: {KNOWLEDGE_BITS_PER_PARAMETER:g} knowledge, {MEMORISATION_BITS_PER_PARAMETER:g} memorisation"
     table.add_row("Bits per parameter", f"{plan.bits_per_parameter:.3f} ({bounds})")
     table.add_row("Adapter", human_bytes(plan.adapter_bytes))
@@ -69,7 +74,9 @@ def law_rows(fit: LawFit) -> list[tuple[str, str, str]]:
         parameters = _lines(("C", memory.c), ("α", memory.alpha), ("β", memory.beta), ("b", memory.b))
         quality = f"R² {_optional(memory.r2)} ({_optional(memory.r2_all)} with saturated points)"
         quality += f"\n{memory.points_used} points, {memory.points_censored} saturated: at least"
-        quality += f"\nunseen cells off by {memory.mape_unseen_cell:.1%}"
+        quality += f"\n{_unseen(memory)}"
+        if memory.lack_of_fit is not None:
+            quality += f"\nlack of fit {memory.lack_of_fit:.1f} (1: none)"
         quality += f"\nranks {_range(memory.rank_range)}, tokens {_range(memory.tokens_range)}"
         rows = [(_PAPER_FORM, parameters, quality + (f"\n{memory.note}" if memory.note else ""))]
     rows.append(("loss = K·P^(−γ)·ℓ^δ + y0", _residual_parameters(fit.loss), _residual_quality(fit.loss)))
@@ -79,6 +86,11 @@ def law_rows(fit: LawFit) -> list[tuple[str, str, str]]:
     else:
         rows.append((harm_form, "not fitted", "fewer than four points measured harm"))
     fitted = f"mean error {link.mean_error:.1%}\nscatter between runs {link.scatter:.2f} logits"
+    needed = fit.needed
+    limits = _lines(("P₀", needed.level), ("η", needed.eta), ("w", needed.weight), ("s", needed.spread))
+    told = f"{needed.points_held} of {needed.points} held everything"
+    told += "".join(f"\n{form.log_score:+.2f} {form.name}" for form in fit.forms)
+    rows.append(("P* = P₀·(ℓ·L0^w/S₀)^η", limits, told))
     rows.append(("proved = σ(a − s·x)", _lines(("a", link.intercept), ("s", link.slope)), fitted))
     return rows
 
@@ -87,7 +99,13 @@ def law_ranges(fit: LawFit) -> str:
     """What the laws were fitted to, in sentences."""
     ranges = f"Fitted to {fit.points} points ({fit.points_saturated} saturated), ranks {_range(fit.rank_range)}, "
     ranges += f"{_range(fit.parameters_range)} effective parameters, {_range(fit.tokens_range)} target tokens. "
-    return ranges + f"Base loss {_interval(fit.base_loss_nats)} nats per token. Intervals at {fit.confidence:.0%}."
+    ranges += f"Base loss {_interval(fit.base_loss_nats)} nats per token. Intervals at {fit.confidence:.0%}"
+    drifted = fit.drift > 1
+    return ranges + (
+        f", {fit.drift:.2f} times as wide as the points alone say: batches drifted from their plans."
+        if drifted
+        else "."
+    )
 
 
 def points_table(points: Sequence[LawPoint]) -> RenderableType:
@@ -179,10 +197,12 @@ def _residual_parameters(law: ResidualLaw) -> str:
 
 
 def _residual_quality(law: ResidualLaw) -> str:
-    lines = [
-        f"R² {_optional(law.r2)} on the log, {law.points} points",
-        f"unseen cells off by {law.mape_unseen_cell:.1%}",
-    ]
+    return f"R² {_optional(law.r2)} on the log, {law.points} points\n{_unseen(law)}"
+
+
+def _unseen(law: ResidualLaw | MemoryLaw) -> str:
+    """Errors at what was left out of the fit, a line each."""
+    lines = [f"unseen cells off by {law.mape_unseen_cell:.1%}"]
     if law.mape_unseen_rank is not None:
         lines.append(f"unseen ranks off by {law.mape_unseen_rank:.1%}")
     if law.mape_unseen_size is not None:
