@@ -36,7 +36,7 @@ FROM proofs p JOIN facts f ON f.id = p.fact WHERE NOT p.proved;
 VIEWS = {
     "good_releases": "Releases whose batch did not fail afterwards: those that later batches build on.",
     "fact_history": "Each fact in each batch, with its release and what became of it: `failed`, `pending`, `unproved`, "
-    "`superseded`, `retracted`, `dropped` (by a compaction, of what stood in for a retracted fact) or `live`.",
+    "`superseded`, `retracted`, `dropped` (by a compaction, of what stood in for a retracted fact), `purged` or `live`.",
     "live_facts": "What the newest release of each collection holds.",
     "batch_summary": "A batch with its release and the counts of its facts.",
     "latest_proofs": "The newest proof of each fact in each release on each engine; `id` leads to the rest in `proofs`.",
@@ -44,6 +44,7 @@ VIEWS = {
     "fact_lifetimes": "Each value of a key with when it was true (`valid_…`), when it was told, since which release it is "
     "in the weights and which release put another value in its place.",
     "fact_trace": "The whole trail of a fact: file and line, batch, plan, law fit, slice, release, and whether it was proved.",
+    "releases_with_purged": "Releases whose weights were trained on a fact that was purged afterwards.",
     "facts_waiting": "Facts that are in no release, and why: their batch is on its way, failed, or left them out.",
 }
 """What each view answers; a view that is not described here is an error, so that none stays so."""

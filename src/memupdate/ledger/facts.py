@@ -27,7 +27,7 @@ LIVE = """
 (bf.outcome IS NULL OR bf.outcome <> 'unproved') AND bf.change <> 'dropped' AND NOT EXISTS (
     SELECT 1 FROM batch_facts s CROSS JOIN line_of later ON later.batch = s.batch
     WHERE s.supersedes = bf.fact AND later.version > line_of.version
-)
+) AND NOT EXISTS (SELECT 1 FROM purges WHERE purges.fact = bf.fact)
 """
 """Of a row `bf` of `batch_facts` and the row of `line_of` with its batch and version: whether its fact is live at the end
 of that line of batches. CROSS JOIN keeps SQLite to the order written, in which each step is a look into an index."""
@@ -63,7 +63,7 @@ SELECT f.content_json FROM line_of was CROSS JOIN batch_facts told ON told.batch
 CROSS JOIN facts f ON f.id = told.fact
 WHERE (told.outcome IS NULL OR told.outcome <> 'unproved') AND told.change <> 'dropped' AND NOT EXISTS (
     SELECT 1 FROM batch_facts bf CROSS JOIN line_of ON line_of.batch = bf.batch WHERE bf.fact = told.fact AND {LIVE}
-)
+) AND NOT EXISTS (SELECT 1 FROM purges WHERE purges.fact = told.fact)
 GROUP BY f.id ORDER BY MIN(was.version), told.position
 """
 
@@ -207,7 +207,8 @@ class Facts(LedgerDatabase):
     def _releases_with(self, fact_id: str, history: Sequence[FactHistory]) -> list[str]:
         names: list[str] = []
         for entry in history:
-            if entry.status not in ("live", "superseded", "retracted", "dropped") or entry.change == "dropped":
+            held = ("live", "superseded", "retracted", "dropped", "purged")
+            if entry.status not in held or entry.release is None or entry.change == "dropped":
                 continue
             rows = self._rows(
                 """SELECT name FROM good_releases WHERE collection = :collection AND version >= :version AND version <

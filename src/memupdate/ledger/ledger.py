@@ -14,11 +14,11 @@ from memupdate.ledger.facts import Facts
 from memupdate.ledger.figures import Figures
 from memupdate.ledger.law import Law
 from memupdate.ledger.maintenance import Maintenance
-from memupdate.ledger.questions import Questions
+from memupdate.ledger.purges import Purges
 from memupdate.ledger.releases import Releases
 
 
-class Ledger(Maintenance, Batches, Questions, Facts, Releases, Law, Events, Figures, Copies):
+class Ledger(Maintenance, Purges, Batches, Facts, Releases, Law, Events, Figures, Copies):
     """Open with `Ledger.open(path)` or `Ledger.create(path)`; close it, or use it as a context manager.
 
     Each method that changes something is one transaction; `with ledger.transaction():` makes several into one. One
@@ -27,4 +27,4 @@ class Ledger(Maintenance, Batches, Questions, Facts, Releases, Law, Events, Figu
 
     def verify(self) -> list[str]:
         """Recompute every hash and check every reference; one line per problem, empty where all is well."""
-        return [*self.verify_file(), *self.verify_facts(), *self.verify_law()]
+        return [*self.verify_file(), *self.verify_facts(), *self.verify_purges(), *self.verify_law()]

@@ -40,6 +40,7 @@ SELECT f.id, f.content_json FROM batch_facts gone
 JOIN batches b ON b.id = gone.batch JOIN facts f ON f.id = gone.supersedes
 WHERE b.collection = :collection AND gone.change IN ('superseding', 'retracting')
     AND (b.id = :with_batch OR b.id IN (SELECT batch FROM good_releases))
+    AND f.id NOT IN (SELECT fact FROM purges)
     AND NOT EXISTS (SELECT 1 FROM batch_facts s JOIN batches sb ON sb.id = s.batch
         WHERE s.fact = f.id AND s.change = 'retracting' AND sb.collection = :collection)
 GROUP BY f.id ORDER BY MIN(gone.batch), MIN(gone.position)
@@ -156,7 +157,8 @@ class Maintenance(Batches):
         """The facts that a batch supersedes or retracts, in its order; not the stand-ins that a compaction drops."""
         rows = self._rows(
             "SELECT f.content_json FROM batch_facts bf JOIN facts f ON f.id = bf.supersedes "
-            "WHERE bf.batch = ? AND bf.change IN ('superseding', 'retracting') ORDER BY bf.position",
+            "WHERE bf.batch = ? AND bf.change IN ('superseding', 'retracting') "
+            "AND f.id NOT IN (SELECT fact FROM purges) ORDER BY bf.position",
             [batch],
         )
         return [parse_fact(row["content_json"]) for row in rows]

@@ -497,3 +497,112 @@ def m010_told_but_not_taught(db: Database) -> None:
             FROM recorded_facts t JOIN facts f ON f.id = t.fact""",
     )
     _append_only(db, "recorded_facts")
+
+
+@_step
+def m012_purges(db: Database) -> None:
+    """Purged facts: their tombstones, the one change of fixed rows that they allow, and the releases that still hold a text."""
+    gone = "EXISTS (SELECT 1 FROM purges WHERE purges.fact = OLD.fact)"
+
+    def kept(*columns: str) -> str:
+        return " AND ".join(f'NEW."{column}" IS OLD."{column}"' for column in columns)
+
+    def guarded(trigger: str, event: str, table: str, allowed: str, message: str) -> tuple[str, str]:
+        return (
+            f"DROP TRIGGER {trigger}",
+            f"CREATE TRIGGER {trigger} BEFORE {event} ON {table} WHEN NOT ({allowed}) "
+            f"BEGIN SELECT RAISE(ABORT, '{message}'); END",
+        )
+
+    _run(
+        db,
+        """CREATE TABLE purges (
+            fact TEXT PRIMARY KEY REFERENCES facts (id),
+            at_utc TEXT NOT NULL,
+            purged_by TEXT NOT NULL,         -- user and machine
+            reason TEXT,
+            digest TEXT NOT NULL             -- 'sha256:…' over the other columns
+        )""",
+        *guarded(
+            "facts_no_update",
+            "UPDATE",
+            "facts",
+            """EXISTS (SELECT 1 FROM purges WHERE purges.fact = OLD.id) AND NEW.key = 'purged:' || OLD.id
+            AND NEW.prompt = '[purged]' AND NEW.target = '[purged]' AND NEW.subject IS NULL AND NEW.relation IS NULL
+            AND NEW.content_json = '{"purged":"' || OLD.id || '"}' AND """
+            + kept("id", "created_at_utc"),
+            "facts is append-only",
+        ),
+        *guarded(
+            "fact_sources_no_update",
+            "UPDATE",
+            "fact_sources",
+            f"{gone} AND NEW.external_id IS NULL AND NEW.stated_source IS NULL AND {kept('fact', 'source', 'line')}",
+            "fact_sources is append-only",
+        ),
+        # A proof of what replaced a purged fact may have seen a piece of the old answer come out.
+        *guarded(
+            "proofs_no_update",
+            "UPDATE",
+            "proofs",
+            f"""({gone} OR EXISTS (SELECT 1 FROM batch_facts bf JOIN purges ON purges.fact = bf.supersedes
+                WHERE bf.fact = OLD.fact))
+            AND (NEW.failed_token IS NULL OR {kept("failed_token")})
+            AND (NEW.emitted_token IS NULL OR {kept("emitted_token")}) AND """
+            + kept("id", "release", "fact", "engine", "proved", "min_probability", "failed_position", "proved_at_utc"),
+            "proofs is append-only",
+        ),
+        *guarded(
+            "events_no_update",
+            "UPDATE",
+            "events",
+            "EXISTS (SELECT 1 FROM purges) AND INSTR(NEW.detail_json, '[purged]') AND "
+            + kept("id", "at_utc", "kind", "collection", "batch", "release"),
+            "events is append-only",
+        ),
+        *guarded(
+            "batches_kind_fixed",
+            "UPDATE OF kind, reason",
+            "batches",
+            f"EXISTS (SELECT 1 FROM purges) AND INSTR(NEW.reason, '[purged]') AND {kept('kind')}",
+            "only a batch''s state and plan change",
+        ),
+        "DROP VIEW fact_history",
+        """CREATE VIEW fact_history AS
+            SELECT bf.fact, b.collection, bf.batch, b.state AS batch_state, bf.position, bf.change, bf.supersedes,
+                bf.outcome, r.name AS release, r.version, b.created_at_utc AS at_utc,
+                CASE
+                    WHEN EXISTS (SELECT 1 FROM purges WHERE purges.fact = bf.fact) THEN 'purged'
+                    WHEN b.state = 'failed' THEN 'failed'
+                    WHEN r.name IS NULL THEN 'pending'
+                    WHEN bf.outcome = 'unproved' THEN 'unproved'
+                    WHEN bf.change = 'dropped' THEN 'retracted'
+                    ELSE COALESCE((
+                        SELECT CASE s.change WHEN 'retracting' THEN 'retracted' WHEN 'dropped' THEN 'dropped'
+                            ELSE 'superseded' END
+                        FROM batch_facts s JOIN good_releases later ON later.batch = s.batch
+                        WHERE s.supersedes = bf.fact AND later.collection = b.collection AND later.version > r.version
+                        ORDER BY later.version LIMIT 1
+                    ), 'live')
+                END AS status
+            FROM batch_facts bf JOIN batches b ON b.id = bf.batch LEFT JOIN releases r ON r.batch = b.id""",
+        # What a batch taught is in its release and in all that build on it, up to a compaction that wrote only what was live
+        # then, the purged fact not among it.
+        """CREATE VIEW releases_with_purged AS
+            SELECT DISTINCT held.name AS release, held.collection, held.version, p.fact
+            FROM purges p
+            JOIN batch_facts bf ON bf.fact = p.fact AND bf.change <> 'dropped'
+            JOIN batches b ON b.id = bf.batch
+            JOIN releases r ON r.batch = b.id
+            JOIN releases held ON held.collection = r.collection AND held.version >= r.version
+            WHERE (b.state <> 'failed' OR held.name = r.name) AND NOT EXISTS (
+                SELECT 1 FROM releases afresh JOIN batches c ON c.id = afresh.batch
+                WHERE c.kind = 'compact' AND afresh.collection = r.collection
+                    AND afresh.version > r.version AND afresh.version <= held.version
+                    AND (c.created_at_utc >= p.at_utc OR EXISTS (
+                        SELECT 1 FROM batch_facts s JOIN good_releases ended ON ended.batch = s.batch
+                        WHERE s.supersedes = p.fact AND ended.collection = r.collection
+                            AND ended.version > r.version AND ended.version <= afresh.version))
+            )""",
+    )
+    _append_only(db, "purges")

@@ -206,6 +206,15 @@ class Questions(Facts, Search):
         )
         return 0 if row is None or row["version"] is None else int(row["version"])
 
+    def stand_in_ids(self, collection: str) -> frozenset[str]:
+        """Ids of all that was ever told to a collection only to stand in for a retracted fact."""
+        rows = self._rows(
+            "SELECT bf.fact FROM batch_facts bf JOIN batches b ON b.id = bf.batch "
+            "WHERE b.collection = ? AND bf.change = 'retracting'",
+            [collection],
+        )
+        return frozenset(row["fact"] for row in rows)
+
     def _records(self, kind: type[_Row], sql: str, parameters: Any) -> list[_Row]:
         return [_record(kind, row) for row in self._rows(sql, parameters)]
 

@@ -210,6 +210,7 @@ class Staging(Facts):
         self._many("UPDATE staged SET told = 'duplicate', repeats = ? WHERE seq = ?", found.repeats)
         self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", found.problems)
         self._many("UPDATE staged SET told = 'problem' WHERE seq = ?", [(seq,) for seq, *_ in found.problems])
+        self._refuse_purged()
         repeated = "(SELECT r.{0} FROM staged r WHERE r.seq = staged.repeats)"
         self._execute(
             f"UPDATE staged SET repeats = {repeated.format('repeats')} WHERE told = 'duplicate' "
@@ -218,6 +219,16 @@ class Staging(Facts):
         self._execute(
             f"UPDATE staged SET told = 'problem' WHERE told = 'duplicate' AND {repeated.format('told')} = 'problem'"
         )
+
+    def _refuse_purged(self) -> None:
+        """What was purged once is not taken in again."""
+        if self._row("SELECT 1 FROM purges LIMIT 1") is None:
+            return
+        self._execute(
+            "INSERT INTO problems SELECT s.seq, s.line, 'line', 'states a fact that was purged on ' || SUBSTR(p.at_utc, 1, 10)"
+            " FROM staged s JOIN purges p ON p.fact = s.id"
+        )
+        self._execute("UPDATE staged SET told = 'problem' WHERE id IN (SELECT fact FROM purges)")
 
     def _refuse(self, staged: Staged, *, skip_invalid: bool) -> None:
         counts = staged.counts
