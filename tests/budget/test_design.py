@@ -11,7 +11,7 @@ from memupdate.law.points import LawPoint
 
 PER_RANK = 11_520
 KINDS = {"facts": Kind(4.5, 2.8, 3.0), "numbers": Kind(8.0, 8.2, 1.0)}
-SETTING = Setting(KINDS, (8, 400), PER_RANK, 64, 0.03, 8, 60, 480)
+SETTING = Setting(KINDS, (8, 400), PER_RANK, 1, 64, 0.03, 8, 60, 480)
 PACE_S = 0.02
 """Seconds a step."""
 
@@ -123,7 +123,7 @@ def test_a_certain_plan_ends_the_calibration():
 
 @pytest.mark.parametrize("kinds", [{"facts": KINDS["facts"]}, KINDS])
 def test_ranks_stay_within_the_policys_and_sizes_within_what_is_expected(kinds):
-    setting = Setting(kinds, (20, 90), PER_RANK, 4, None, 8, 60, 480)
+    setting = Setting(kinds, (20, 90), PER_RANK, 1, 4, None, 8, 60, 480)
     assert {cell.rank for cell in setting.candidates()} == {1, 2, 4}
     assert (min(setting.sizes()), max(setting.sizes())) == (20, 90)
     assert {cell.kind for cell in setting.candidates()} == set(kinds)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from memupdate.law.density import DIGIT, END, MARK, NAME, PIECE, SET_SCATTER, WORD, fit_density, token_classes
+from memupdate.law.density import DIGIT, END, MARK, NAME, NUMBER, PIECE, SET_SCATTER, WORD, fit_density, token_classes
 from memupdate.law.drift import ENOUGH, MOST, PlannedPoint, drift_of
 from memupdate.law.points import Interval
 
@@ -13,6 +13,7 @@ def test_tokens_are_told_apart_by_their_text():
     assert token_classes(["Wan", "da", " Kett", "le", ",", " born", " 19", "54", ""]) == [
         NAME, PIECE, NAME, PIECE, MARK, WORD, DIGIT, DIGIT, END,
     ]  # fmt: skip
+    assert token_classes(["04", "71", "8", "82", ""]) == [NUMBER] * 4 + [END]
 
 
 def test_the_table_holds_the_mean_of_each_class_and_estimates_mixtures():

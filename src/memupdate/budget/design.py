@@ -28,7 +28,7 @@ CROWDED_FACTS, CROWDED_RANKS = 200, (1, 2, 3, 4)
 CROWDED_SHARE = 0.25
 """Of the time at most."""
 ENOUGH_SD = 0.12
-"""Mean standard deviation of ln P* at the expected sizes at which no further cell is worth its time: a ninth of the needed rank."""
+"""Standard deviation of ln P*, root mean square over the expected sizes, at which no further cell is worth its time: a ninth of the needed rank."""
 SUCCESS_STEPS = 0.5
 """Part of its steps that a memory takes which holds its facts: training ends when all are stored."""
 MORE_STEPS = 1.3
@@ -66,6 +66,8 @@ class Setting:
     expected: tuple[int, int]
     """Facts that the operator's collections hold, from and to."""
     parameters_per_rank: int
+    min_rank: int
+    """The policy's smallest: no plan depends on what would do with less."""
     max_rank: int
     max_kl_nats: float | None
     batch_size: int
@@ -102,7 +104,7 @@ class Choice:
     expected_s: float
     """How long the cell takes; 0 where nothing was measured yet."""
     sd_log: float
-    """Mean standard deviation of ln P* at the expected sizes, as it is; NaN before the first point."""
+    """Standard deviation of ln P* at the expected sizes (root mean square), as it is; NaN before the first point."""
 
 
 def next_cell(
@@ -131,8 +133,11 @@ def next_cell(
         [point.all_proved and (point.kl_nats or 0.0) <= (setting.max_kl_nats or math.inf) for point in points],
         confidence=0.9,
     )
-    targets = np.stack([_needed(law, setting, kind, size) for kind in setting.kinds for size in setting.sizes()])
-    sd = float(np.sqrt(targets.var(axis=1)).mean())
+    # No plan goes under the smallest rank: how far below it a small set would do is not worth a cell.
+    smallest = math.log(max(setting.min_rank, 1) * setting.parameters_per_rank)
+    needed = [_needed(law, setting, kind, size) for kind in setting.kinds for size in setting.sizes()]
+    targets = np.maximum(np.stack(needed), smallest)
+    sd = float(np.sqrt(targets.var(axis=1).mean()))
     open_cells = [cell for cell in setting.candidates() if cell not in taken]
     judged = [_judge(setting, law, targets, cell, pace) for cell in open_cells]
     affordable = [row for row in judged if MARGIN * row.seconds <= time_left_s]

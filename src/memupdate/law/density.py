@@ -11,8 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-END, DIGIT, MARK, NAME, WORD, PIECE = "end", "digit", "mark", "name", "word", "piece"
-CLASSES = (END, DIGIT, MARK, NAME, WORD, PIECE)
+END, DIGIT, NUMBER, MARK, NAME, WORD, PIECE = "end", "digit", "number", "mark", "name", "word", "piece"
+CLASSES = (END, DIGIT, NUMBER, MARK, NAME, WORD, PIECE)
+LONG_NUMBER = 6
+"""Digits in one target from which they count as `NUMBER`: a phone number is not guessed, a year or a price is half known."""
 SET_SCATTER = 0.15
 """In ln of the loss: how far the estimate for a set of facts is off, which are written in other words than those calibrated on."""
 
@@ -69,15 +71,16 @@ def fit_density(scored: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Dens
 
 def token_classes(texts: Sequence[str]) -> list[str]:
     """The class of each target token of one fact, in order."""
-    return [_class_of(text, first=index == 0) for index, text in enumerate(texts)]
+    digit = NUMBER if sum(character.isdigit() for text in texts for character in text) >= LONG_NUMBER else DIGIT
+    return [_class_of(text, digit, first=index == 0) for index, text in enumerate(texts)]
 
 
-def _class_of(text: str, *, first: bool) -> str:
+def _class_of(text: str, digit: str, *, first: bool) -> str:
     bare = text.strip()
     if not text:
         return END
     if any(character.isdigit() for character in bare):
-        return DIGIT
+        return digit
     if not any(character.isalpha() for character in bare):
         return MARK
     if not first and text == bare:

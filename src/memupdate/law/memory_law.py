@@ -59,8 +59,8 @@ class MemoryLaw:
     """The same with all cells of a rank left out; None with fewer than three ranks."""
     mape_unseen_size: float | None
     lack_of_fit: float | None
-    """Scatter around the law over the scatter between runs of one rank and nearly one size: 1 where the form describes the data, 2 where half
-    of what is off is the form's. None where no two unsaturated runs are that alike."""
+    """Scatter around the law over the scatter between runs of one rank and nearly one size: 1 where the form describes the data, 2 where
+    half of what is off is the form's. None where no two unsaturated runs are that alike."""
     c_effective: Interval
     """C for effective parameters P in place of r: the same law on the axis that placements share."""
     points_used: int

@@ -168,7 +168,7 @@ class _Calibration:
             examples = sum(1 + session.trained_paraphrases(fact) for fact in some)
             kinds[kind] = Kind(counts.total() / len(some), density.estimate(counts).nats, examples / len(some))
         return Setting(
-            kinds, self.wish.expected, session.shape.parameters_per_rank, policy.memory.max_rank,
+            kinds, self.wish.expected, session.shape.parameters_per_rank, policy.memory.min_rank, policy.memory.max_rank,
             policy.guard.max_kl_nats if policy.guard.enabled else None, policy.training.batch_size, policy.training.max_epochs,
             MIN_STEPS,
         )  # fmt: skip
