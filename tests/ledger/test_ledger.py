@@ -310,7 +310,10 @@ def test_verify_finds_a_fact_that_was_tampered_with(ledger: Ledger, build: Any, 
     with sqlite3.connect(tmp_path / "ledger.db") as plain:
         plain.execute("DROP TRIGGER facts_no_update")
         plain.execute("UPDATE facts SET content_json = replace(content_json, 'Wanda', 'Wilma')")
-    assert ledger.verify() == [f"fact {A.id}: its content does not have this hash"]
+    assert ledger.verify() == [
+        "schema: trigger facts_no_update is missing",
+        f"facts: fact {A.id} has other content than its hash is of",
+    ]
 
 
 def test_releases_count_up_and_refuse_what_does_not_fit(ledger: Ledger, build: Any) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from memupdate.errors import LedgerError, UsageError
 from memupdate.facts.files import FactsFile
 from memupdate.layout import COLLECTION_PATTERN
+from memupdate.ledger import chain
+from memupdate.ledger.clock import utc_now
 from memupdate.ledger.content import parse_fact, storable
-from memupdate.ledger.database import utc_now
 from memupdate.ledger.events import Events
 from memupdate.ledger.records import Batch, BatchFact, BatchState
 from memupdate.ledger.staging import FactSource, Staged, Staging
@@ -154,6 +155,7 @@ class Batches(Staging, Events):
         parameters = {"source": int(found["id"]), "now": now, "collection": staged.collection}
         for statement in (_STORE_FACTS, _STORE_LINES, _RECORD):
             self._execute(statement, parameters)
+        chain.note(self._connection, "source", int(found["id"]))
         return int(found["id"])
 
     def batch(self, batch: int) -> Batch:

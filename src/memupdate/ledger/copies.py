@@ -8,7 +8,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from memupdate.ledger.database import LedgerDatabase, plain_errors, utc_now
+from memupdate.ledger.clock import utc_now
+from memupdate.ledger.database import LedgerDatabase, plain_errors
 from memupdate.ledger.records import SliceRecord
 
 

@@ -12,13 +12,14 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from memupdate.errors import LedgerError
+from memupdate.ledger import chain
+from memupdate.ledger.clock import utc_now
 from memupdate.ledger.migrations import APPLICATION_ID, APPLIED_TABLE, MIGRATION_SET, STEPS
 
 if TYPE_CHECKING:
@@ -28,11 +29,6 @@ _READ_ATTEMPTS = 5
 _READ_PAUSE_S = 0.02
 _BUSY_TIMEOUT_S = 10.0
 """How long to wait for another connection's transaction; ours take milliseconds."""
-
-
-def utc_now() -> str:
-    """Now, ISO 8601 in UTC with milliseconds; sorts as text."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class LedgerDatabase:
@@ -84,6 +80,8 @@ class LedgerDatabase:
                     # Kept in the file, so never set on a stranger's database.
                     connection.execute("PRAGMA journal_mode = WAL")
                 ledger._migrate()
+                if not readonly:
+                    chain.watch(connection)
             return ledger
         except BaseException:
             connection.close()
@@ -151,6 +149,7 @@ class LedgerDatabase:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                chain.seal_changes(self._connection, utc_now())
                 self._connection.execute("COMMIT")
             except BaseException:
                 # SQLite may have rolled back by itself (disk full), and a failed COMMIT leaves the transaction open.

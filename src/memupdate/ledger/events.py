@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from memupdate.ledger.database import LedgerDatabase, utc_now
+from memupdate.ledger.clock import utc_now
+from memupdate.ledger.database import LedgerDatabase
 from memupdate.ledger.records import Event
 from memupdate.storage import canonical_json
 

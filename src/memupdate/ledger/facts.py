@@ -12,8 +12,8 @@ from typing import Any
 
 from memupdate.errors import LedgerError
 from memupdate.facts.model import Fact
-from memupdate.ledger.content import parse_fact, storable
-from memupdate.ledger.database import LedgerDatabase
+from memupdate.ledger.content import fact_row, parse_fact, storable
+from memupdate.ledger.database import LedgerDatabase, plain_errors
 from memupdate.ledger.records import (
     FactDetail,
     FactHistory,
@@ -222,15 +222,24 @@ class Facts(LedgerDatabase):
         return list(dict.fromkeys(names))
 
     def verify_facts(self) -> list[str]:
-        """Facts whose content no longer gives their id."""
+        """Facts whose content no longer gives their id, or whose other columns no longer say what their content says."""
         problems: list[str] = []
-        for row in self._rows("SELECT id, content_json FROM facts"):
+        with plain_errors(self.path):
+            rows = self._connection.execute("SELECT * FROM facts")
+        for row in rows:
             try:
-                intact = parse_fact(row["content_json"]).id == row["id"]
+                fact = parse_fact(row["content_json"])
+                stored = fact_row(fact, row["created_at_utc"])
             except (ValueError, TypeError, KeyError):
-                intact = False
-            if not intact:
-                problems.append(f"fact {row['id']}: its content does not have this hash")
+                problems.append(f"facts: fact {row['id']} has no readable content")
+                continue
+            if fact.id != row["id"]:
+                problems.append(f"facts: fact {row['id']} has other content than its hash is of")
+                continue
+            # What `content_json` says in the version that wrote it may be less than what it would say now.
+            altered = [name for name, value in stored.items() if name != "content_json" and row[name] != value]
+            if altered:
+                problems.append(f"facts: fact {row['id']} has other text in {', '.join(altered)} than in its content")
         return problems
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 
 from memupdate.law.points import LawPoint
-from memupdate.ledger.database import LedgerDatabase, utc_now
+from memupdate.ledger.clock import utc_now
+from memupdate.ledger.database import LedgerDatabase
 from memupdate.ledger.records import FitRecord
 from memupdate.storage import canonical_json, text_sha256
 

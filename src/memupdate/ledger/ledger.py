@@ -8,6 +8,7 @@ and supersessions.
 from __future__ import annotations
 
 from memupdate.ledger.batches import Batches
+from memupdate.ledger.checking import Checking
 from memupdate.ledger.copies import Copies
 from memupdate.ledger.events import Events
 from memupdate.ledger.facts import Facts
@@ -18,7 +19,7 @@ from memupdate.ledger.purges import Purges
 from memupdate.ledger.releases import Releases
 
 
-class Ledger(Maintenance, Purges, Batches, Facts, Releases, Law, Events, Figures, Copies):
+class Ledger(Maintenance, Purges, Batches, Facts, Releases, Law, Events, Figures, Copies, Checking):
     """Open with `Ledger.open(path)` or `Ledger.create(path)`; close it, or use it as a context manager.
 
     Each method that changes something is one transaction; `with ledger.transaction():` makes several into one. One
@@ -27,4 +28,11 @@ class Ledger(Maintenance, Purges, Batches, Facts, Releases, Law, Events, Figures
 
     def verify(self) -> list[str]:
         """Recompute every hash and check every reference; one line per problem, empty where all is well."""
-        return [*self.verify_file(), *self.verify_facts(), *self.verify_purges(), *self.verify_law()]
+        return [
+            *self.verify_file(),
+            *self.verify_schema(),
+            *self.verify_chain(),
+            *self.verify_facts(),
+            *self.verify_purges(),
+            *self.verify_law(),
+        ]

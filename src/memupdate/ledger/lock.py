@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from memupdate.errors import WorkspaceLocked
-from memupdate.ledger.database import utc_now
+from memupdate.ledger.clock import utc_now
 from memupdate.storage import readable_disk_errors
 
 _PATIENCE_S = 0.5

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from memupdate.facts.model import Fact
 from memupdate.ledger.batches import Batches
+from memupdate.ledger.clock import utc_now
 from memupdate.ledger.content import fact_row, parse_fact, storable
-from memupdate.ledger.database import utc_now
 from memupdate.ledger.records import Batch, BatchKind, Change
 from memupdate.storage import canonical_json, text_sha256
 

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from memupdate.ledger.chain import seal_everything
+from memupdate.ledger.clock import utc_now
+
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
@@ -497,6 +500,26 @@ def m010_told_but_not_taught(db: Database) -> None:
             FROM recorded_facts t JOIN facts f ON f.id = t.fact""",
     )
     _append_only(db, "recorded_facts")
+
+
+@_step
+def m011_links(db: Database) -> None:
+    """A chain of digests over all rows, those that are there already included."""
+    _run(
+        db,
+        """CREATE TABLE links (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            kind TEXT NOT NULL,              -- of subject: 'batch', 'release', 'proofs of release', …
+            subject TEXT NOT NULL,           -- its id or name; its newest link is that of its rows as they are
+            content_json TEXT NOT NULL,      -- table → [rows, digest of the rows]
+            previous TEXT NOT NULL,          -- hash of the link before
+            at_utc TEXT NOT NULL,
+            hash TEXT NOT NULL               -- 'sha256:…' over all other columns
+        )""",
+        "CREATE INDEX links_by_subject ON links (kind, subject, seq)",
+    )
+    _append_only(db, "links")
+    seal_everything(db.conn, utc_now())
 
 
 @_step

@@ -16,8 +16,9 @@ from typing import Any
 
 from memupdate.errors import LedgerError
 from memupdate.facts.model import Fact
+from memupdate.ledger.clock import utc_now
 from memupdate.ledger.content import PURGED_TEXT, parse_fact, purged_json, storable
-from memupdate.ledger.database import plain_errors, utc_now
+from memupdate.ledger.database import plain_errors
 from memupdate.ledger.events import Events
 from memupdate.ledger.questions import Questions
 from memupdate.storage import canonical_json, text_sha256
@@ -108,7 +109,7 @@ class Purges(Questions, Events):
             purged_by: who it was.
             reason: kept for good; must not repeat what is purged.
         """
-        texts = [text for fact in facts for text in _texts(fact)]
+        texts = [text for fact in facts for text in texts_of(fact)]
         clean_reason = redacted(reason, texts)
         now = utc_now()
         with self.transaction():
@@ -226,7 +227,7 @@ def redacted(text: str | None, secrets: Iterable[str]) -> str | None:
     return text
 
 
-def _texts(fact: Fact) -> list[str]:
+def texts_of(fact: Fact) -> list[str]:
     """What a fact says, as others may repeat it; the longest first."""
     return sorted({fact.prompt, fact.target, *fact.paraphrases}, key=len, reverse=True)
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, replace
 
 from memupdate.errors import LedgerError
 from memupdate.layout import release_name
-from memupdate.ledger.database import LedgerDatabase, utc_now
+from memupdate.ledger.clock import utc_now
+from memupdate.ledger.database import LedgerDatabase
 from memupdate.ledger.facts import proof_record
 from memupdate.ledger.records import Engine, ProofRecord, ReleaseRecord, SliceRecord
 
