@@ -10,7 +10,7 @@ from memupdate.cli.law import plan
 from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
 from memupdate.cli.session import CollectionOption, FactsArgument, JsonOption, SkipInvalidOption, session_of
-from memupdate.cli.views import add_views
+from memupdate.cli.views import add_views, resume_views
 from memupdate.errors import ExitCode
 
 
@@ -51,7 +51,7 @@ def resume(ctx: typer.Context, as_json: JsonOption = False) -> None:
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
         reports = workspace.resume(progress=progress)
-    emit("resume", reports, as_json=as_json, hide=("plan", "failures", "publication", "messages"))
+    emit("resume", reports, as_json=as_json, view=resume_views)
 
 
 def verify(

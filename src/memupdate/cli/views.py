@@ -5,7 +5,7 @@ Each function takes a report of `memupdate.operations.reports` and returns what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from memupdate.cli.render import shorten, to_plain, views
@@ -68,6 +68,25 @@ def add_views(report: AddReport, command: str = "add") -> list[RenderableType]:
 
     plan: list[RenderableType] = [plan_table(report.plan)] if report.plan is not None else []
     return plan + views(command, to_plain(report), hide=frozenset({"plan"}))
+
+
+def resume_views(reports: Sequence[AddReport]) -> list[RenderableType]:
+    """One row per batch that was gone on with, then what is to be said of them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from memupdate.reports.tables import human_duration
+
+    if not reports:
+        return [Text("nothing is unfinished")]
+    table = Table(title="resume", title_justify="left")
+    for head in ("batch", "collection", "state", "release", "facts proved", "took"):
+        table.add_column(head)
+    for r in reports:
+        proved = f"{r.facts_proved} of {r.facts_total}" if r.facts_total else "earlier"
+        cells = (str(r.batch_id), r.collection, r.state, r.release or "–", proved, human_duration(r.duration_s))
+        table.add_row(*(Text(cell) for cell in cells))
+    return [table, *(Text(message) for report in reports for message in report.messages)]
 
 
 def demo_views(report: DemoReport) -> list[RenderableType]:

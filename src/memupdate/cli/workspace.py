@@ -51,4 +51,5 @@ def init(
 
 def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """One look at the state: model, facts, releases, aliases, engine, unfinished work."""
-    emit("status", session_of(ctx).open_workspace().status(), as_json=as_json)
+    # The messages say of each unfinished batch where it stands.
+    emit("status", session_of(ctx).open_workspace().status(), as_json=as_json, hide=("unfinished_batches",))

@@ -29,11 +29,11 @@ def unfinished_messages(batches: Sequence[Batch], holder: LockHolder | None) -> 
         lines.append("nobody is at work on that: `memupdate resume` goes on from there")
     if holder is not None:
         lines.append(f"at work: {holder.describe()}")
-    if waiting:
-        names = ", ".join(str(batch.release) for batch in waiting)
-        lines.append(
-            f"released, not published: {names}; `memupdate serve` publishes it, or `memupdate resume` where an engine runs"
-        )
+    latest = {batch.collection: batch.release for batch in waiting}
+    lines += [
+        f"{release} waits to be published: `memupdate serve` does it, or `memupdate resume` where an engine runs"
+        for release in latest.values()
+    ]
     return lines
 
 
