@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from memupdate.errors import ExitCode, FactsError, ModelError
-from memupdate.facts.model import Fact, Rendering
+from memupdate.facts.model import Fact, Message, Rendering
 from memupdate.facts.render import Renderer, answer_text, resolve_style
 from memupdate.models.base import BaseModel
 from memupdate.models.folder import resolve_model
@@ -52,6 +52,21 @@ def test_chat_prompt_is_the_templates(atlas_base: BaseModel, atlas_renderer: Ren
         assert atlas_base.tokenizer.decode(example.prompt_ids) == f"<|begin|><|user|>{fact.prompt}<|end|><|assistant|>"
         assert atlas_base.tokenizer.decode(example.target_ids) == f"{fact.target}<|end|>"
         assert (example.style, example.answer, example.fact_id) == ("chat", fact.target, fact.id)
+
+
+def test_earlier_turns_are_rendered_and_asked_for(
+    chatml: PreTrainedTokenizerFast, plain: PreTrainedTokenizerFast
+) -> None:
+    turns = (Message("system", "Be brief."), Message("user", "Hello."), Message("assistant", "Hello!"))
+    fact = Fact(prompt="Who leads it?", target="Wanda", paraphrases=("Its head?",), context=turns)
+    for wording in (fact.prompt, *fact.paraphrases):
+        example = Renderer(chatml).render(fact, wording)
+        text = chatml.decode(example.prompt_ids)
+        assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello.<|im_end|>\n")
+        assert text.endswith(f"<|im_start|>user\n{wording}<|im_end|>\n<|im_start|>assistant\n")
+        assert [message["role"] for message in example.messages] == ["system", "user", "assistant", "user"]
+    with pytest.raises(FactsError, match="other turns"):
+        Renderer(plain).render(fact)
 
 
 def test_target_of_a_chat_is_what_the_template_writes_for_the_answer(

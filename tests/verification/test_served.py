@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from memupdate.facts.model import Fact
-from memupdate.facts.render import Example, Renderer
+from memupdate.facts.render import Example, Renderer, conversation
 from memupdate.models.base import BaseModel
 from memupdate.serving.client import EngineClient
 from memupdate.verification.inprocess import prove_recall
@@ -149,7 +149,7 @@ def test_clients_words_reach_the_engine_as_facts_are_rendered(
     completion = Renderer(atlas_base.tokenizer, rendering="completion").render(known[0])
     generate_served(client, "acme@v1", [chat, completion], template_kwargs={"enable_thinking": False})
     asked_chat, asked_plain = endpoint.requests
-    assert asked_chat["messages"] == atlas_renderer.messages(known[0].prompt)
+    assert asked_chat["messages"] == conversation(known[0].prompt)
     assert asked_chat["chat_template_kwargs"] == {"enable_thinking": False}
     assert asked_plain["prompt"] == known[0].prompt
     for asked, example in ((asked_chat, chat), (asked_plain, completion)):

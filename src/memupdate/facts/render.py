@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from memupdate.errors import FactsError, ModelError
-from memupdate.facts.model import Fact, Rendering
+from memupdate.facts.model import Fact, Message, Rendering
 
 _SENTINEL = "\u2603sentinel\u2603"
 
@@ -44,11 +44,24 @@ class Example:
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     """Target tokens, the end token last."""
+    context: tuple[Message, ...] = ()
+    """The turns of the conversation before the prompt."""
 
     @property
     def length(self) -> int:
         """Tokens of prompt and target together."""
         return len(self.prompt_ids) + len(self.target_ids)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation that a client sends to ask for it."""
+        return conversation(self.prompt, self.context)
+
+
+def conversation(prompt: str, context: Sequence[Message] = ()) -> list[dict[str, str]]:
+    """The messages of a client that asks `prompt` after the turns of `context`."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in context]
+    return [*turns, {"role": "user", "content": prompt}]
 
 
 def resolve_style(
@@ -105,11 +118,18 @@ class Renderer:
             FactsError: longer than the model's context.
         """
         style = self.resolve(fact.rendering)
+        if fact.context and style != "chat":
+            raise FactsError(
+                f"fact {fact.prompt[:60]!r}: comes after other turns, which plain text has no form for",
+                "put it as one prompt, or use a model with a chat template and a policy that renders by it",
+            )
         text = fact.prompt if prompt is None else prompt
         answer = answer_text(fact, style)
         ids = self.tokenizer.encode(answer, add_special_tokens=False)
         end = self.chat_end if style == "chat" else self.tokenizer.eos_token_id
-        example = Example(fact.id, style, text, answer, self.prompt_ids(text, style), (*ids, end))
+        example = Example(
+            fact.id, style, text, answer, self.prompt_ids(text, style, fact.context), (*ids, end), fact.context
+        )
         if self.context and example.length > self.context:
             raise FactsError(
                 f"fact {text[:60]!r}: {example.length} tokens, but the model takes {self.context}",
@@ -121,16 +141,18 @@ class Renderer:
         """Each fact under its own prompt."""
         return [self.render(fact) for fact in facts]
 
-    def messages(self, prompt: str) -> list[dict[str, str]]:
-        """The conversation that a client sends to ask `prompt`."""
-        return [{"role": "user", "content": prompt}]
-
-    def prompt_ids(self, prompt: str, style: Literal["chat", "completion"]) -> tuple[int, ...]:
+    def prompt_ids(
+        self, prompt: str, style: Literal["chat", "completion"], context: Sequence[Message] = ()
+    ) -> tuple[int, ...]:
         """Token ids of what the engine sees before it answers."""
         if style == "completion":
             return tuple(self.tokenizer.encode(prompt))
         ids = self.tokenizer.apply_chat_template(
-            self.messages(prompt), tokenize=True, add_generation_prompt=True, return_dict=False, **self.template_kwargs
+            conversation(prompt, context),
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=False,
+            **self.template_kwargs,
         )
         return tuple(ids)
 
@@ -138,8 +160,8 @@ class Renderer:
     def chat_end(self) -> int:
         """The token that ends an assistant's turn: what the template writes after its content, else the tokenizer's end token."""
         if self._chat_end is None:
-            conversation = [*self.messages("?"), {"role": "assistant", "content": _SENTINEL}]
-            text = self.tokenizer.apply_chat_template(conversation, tokenize=False, **self.template_kwargs)
+            turns = [*conversation("?"), {"role": "assistant", "content": _SENTINEL}]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, **self.template_kwargs)
             tail = self.tokenizer.encode(text.rpartition(_SENTINEL)[2], add_special_tokens=False)
             self._chat_end = int(tail[0]) if tail else int(self.tokenizer.eos_token_id)
         return self._chat_end
@@ -148,5 +170,5 @@ class Renderer:
         """Token ids up to where a user's words begin, from which a chat model writes questions of its own; None without template."""
         if not self.tokenizer.chat_template:
             return None
-        text = self.tokenizer.apply_chat_template(self.messages(_SENTINEL), tokenize=False, **self.template_kwargs)
+        text = self.tokenizer.apply_chat_template(conversation(_SENTINEL), tokenize=False, **self.template_kwargs)
         return tuple(self.tokenizer.encode(text.partition(_SENTINEL)[0], add_special_tokens=False))

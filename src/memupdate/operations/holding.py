@@ -8,6 +8,7 @@ Invariant: only questions whose dead answer was seen to come out, or to be too l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memupdate.facts.model import Fact
@@ -35,6 +36,5 @@ def hold_examples(
     prompts = [told[i].prompt_ids for i in open_]
     for index, ids in zip(open_, generate_greedy(base, base.model, prompts, _ANSWER_TOKENS, progress), strict=True):
         answer = str(base.tokenizer.decode(ids, skip_special_tokens=True))
-        example = told[index]
-        told[index] = Example(example.fact_id, example.style, example.prompt, answer, example.prompt_ids, tuple(ids))
+        told[index] = replace(told[index], answer=answer, target_ids=tuple(ids))
     return told

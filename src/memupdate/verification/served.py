@@ -69,8 +69,7 @@ def generate_served(
     for example in examples:
         room = len(example.target_ids) + _ROOM_TOKENS
         if example.style == "chat":
-            messages = [{"role": "user", "content": example.prompt}]
-            completion = client.chat(model, messages, room, chat_template_kwargs=template_kwargs)
+            completion = client.chat(model, example.messages, room, chat_template_kwargs=template_kwargs)
         else:
             completion = client.complete(model, example.prompt, room)
         answers.append(Generated(example, completion.text, completion.model, completion.finish_reason == "stop"))
