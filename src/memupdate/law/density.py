@@ -56,6 +56,14 @@ class Density:
         return BaseLoss(sum(row.mean_nats * count for row, count in rows) / total, SET_SCATTER)
 
 
+def density_from(value: object) -> Density | None:
+    """The table in a document that holds `dataclasses.asdict` of one; None for anything else."""
+    try:
+        return Density(tuple(TokenClass(**row) for row in value["classes"]))  # type: ignore[index]
+    except (TypeError, KeyError):
+        return None
+
+
 def fit_density(scored: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Density:
     """The table from scored facts.
 

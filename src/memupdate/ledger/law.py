@@ -74,6 +74,19 @@ class Law(LedgerDatabase):
         )
         return None if row is None else _fit(row)
 
+    def calibrated_otherwise(self, base_fingerprint: str, placement: str, recipe: str) -> tuple[str, ...]:
+        """Where points were measured in this ledger, but none for this base model, placement and recipe: what they differ in."""
+        rows = self._rows(
+            "SELECT DISTINCT base_fingerprint, placement, recipe FROM law_points WHERE origin <> 'shipped'"
+        )
+        wanted = (base_fingerprint, placement, recipe)
+        known = [(row["base_fingerprint"], row["placement"], row["recipe"]) for row in rows]
+        if not known or wanted in known:
+            return ()
+        nearest = max(known, key=lambda found: sum(a == b for a, b in zip(found, wanted, strict=True)))
+        names = ("base model", "placement", "training policy (objective, guard, dtype, steps, facts)")
+        return tuple(name for name, a, b in zip(names, nearest, wanted, strict=True) if a != b)
+
     def fit(self, fit_id: str) -> FitRecord | None:
         """A fit by the id that a plan names."""
         row = self._row("SELECT * FROM law_fits WHERE id = ? ORDER BY seq LIMIT 1", [fit_id])

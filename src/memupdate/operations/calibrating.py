@@ -61,6 +61,12 @@ def calibrate(session: Session, ledger: Ledger, wish: Wish, progress: Progress) 
         cells.pool(session, kind, wish.facts, run.job.sizes)
     run.run()
     fit = refit(session, ledger, density=run.density)
+    drift = drift_of(planned_points(session, ledger))
+    if drift.batches:
+        run.messages.append(
+            f"{drift.batches} batches missed the loss of their plans by {drift.rms_z:.2f} of its deviations (root mean square), "
+            f"{drift.mean_z:+.2f} on average; intervals are widened {drift.widening:.2f} times"
+        )
     seconds = time.monotonic() - started
     return CalibrationReport(fit, tuple(points_of(session, ledger)), run.done, seconds, tuple(run.messages))
 
@@ -210,10 +216,20 @@ def refit(session: Session, ledger: Ledger, *, density: Density | None = None) -
 
 
 def ensure_fit(session: Session, ledger: Ledger, progress: Progress) -> LawFit:
-    """The law to plan with: the latest, one of the points that are there, or one of a short calibration."""
+    """The law to plan with: the latest, one of the points that are there, or one of a short calibration.
+
+    Raises:
+        LawError: the workspace was calibrated, but for another base model, placement or training policy.
+    """
     fit = current_fit(session, ledger)
     if fit is not None:
         return fit
+    changed = ledger.calibrated_otherwise(session.fingerprint, session.shape.name, session.recipe)
+    if changed:
+        raise LawError(
+            f"the memory law of this workspace is of another {', '.join(changed)}: its ranks would be wrong here",
+            "run `memupdate calibrate` for one of this policy, or take the change back; the earlier law is kept",
+        )
     try:
         return refit(session, ledger)
     except LawError:

@@ -56,6 +56,9 @@ class BatchRun:
     proof: MemoryProof | None = None
     attempts: int = 0
     epochs: int = 0
+    steps: int = 0
+    outgrown: list[LawPoint] = field(default_factory=list)
+    """What ranks measured that did not hold the facts: the law learns from them too."""
     training_s: float = 0.0
     """All attempts together, as `epochs`."""
     messages: list[str] = field(default_factory=list)
@@ -119,7 +122,8 @@ class BatchRun:
                 )
             )  # fmt: skip
             if facts:
-                self.ledger.add_law_points([self.law_point(facts, outcome)], batch=self.batch_id)
+                points = [*self.outgrown, self.law_point(facts, outcome)]
+                self.ledger.add_law_points(points, batch=self.batch_id)
             detail = {
                 "epochs": self.epochs,
                 "attempts": self.attempts,
@@ -167,7 +171,7 @@ class BatchRun:
         while True:
             self.attempts += 1
             outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, self.progress)
-            self.epochs += outcome.epochs
+            self.epochs, self.steps = self.epochs + outcome.epochs, self.steps + outcome.steps
             self.training_s += outcome.duration_s
             if outcome.stepped_back:
                 self.messages.append("training diverged once and went on from its last good state at a lower rate")
@@ -194,6 +198,7 @@ class BatchRun:
                 settings = replace(settings, max_epochs=round(settings.max_epochs * policy.escalation.epochs_factor))
                 self.messages.append(f"{missing}: training on, {settings.max_epochs} epochs more")
             elif (rank := next_rank(memory.rank, policy.escalation.rank_factor, policy.memory.max_rank)) is not None:
+                self.outgrown.append(self.law_point(facts, outcome))
                 memory = grow(memory, rank, seed=seed, scale=scale)
                 self.messages.append(f"{missing}: memory grown to rank {rank}")
 
@@ -203,13 +208,15 @@ class BatchRun:
 
         session, own = self.session, outcome.scores[: len(facts)]
         # Against the base model, not against the memory that this batch began with.
-        base = score_examples(session.base.model, self.training_examples(facts), session.base.device)
+        examples = self.training_examples(facts)
+        base = score_examples(session.base.model, examples, session.base.device)
         return LawPoint(
             base_fingerprint=session.fingerprint, placement=session.shape.name, recipe=session.recipe, rank=outcome.memory.rank,
             effective_parameters=outcome.memory.parameters, facts=len(facts), target_tokens=sum(len(s.logprobs) for s in own),
             loss_before_nats=mean_loss_nats(base), loss_after_nats=outcome.loss_after_nats,
             facts_proved=sum(s.min_probability >= session.policy.training.threshold for s in own), kl_nats=outcome.kl_nats,
             epochs=self.epochs, stopped_early=outcome.stopped_early, duration_s=self.training_s, origin="batch",
+            examples=len(examples), steps=self.steps, attempts=self.attempts,
         )  # fmt: skip
 
     def verify(self) -> None:

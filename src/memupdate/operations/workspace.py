@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from memupdate.errors import MemupdateError, UsageError
 from memupdate.facts.reader import FactsFile, read_facts
+from memupdate.law.density import density_from
 from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
@@ -555,7 +557,8 @@ def _take_shipped_points(session: Session, ledger: Ledger) -> None:
     file = session.folder.path / SHIPPED_POINTS
     if not file.is_file():
         return
-    points = [replace(p, origin="shipped") for p in points_from_json(file.read_text(encoding="utf-8"))]
+    text = file.read_text(encoding="utf-8")
+    points = [replace(p, origin="shipped") for p in points_from_json(text)]
     matching = [
         p
         for p in points
@@ -563,7 +566,7 @@ def _take_shipped_points(session: Session, ledger: Ledger) -> None:
     ]
     if matching:
         ledger.add_law_points(matching)
-        calibrating.refit(session, ledger)
+        calibrating.refit(session, ledger, density=density_from(json.loads(text).get("density")))
 
 
 def _skipped(facts_file: FactsFile) -> tuple[str, ...]:
