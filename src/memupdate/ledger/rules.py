@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from memupdate.facts.model import Fact, normalise, prompt_key
+from memupdate.facts.model import Fact, normalise
 from memupdate.ledger.records import RecordedReason, Told
 
 
@@ -55,7 +55,7 @@ def says_the_same(old: Fact, new: Fact) -> bool:
 
 def wordings(fact: Fact) -> frozenset[str]:
     """Its questions, normalised: prompt and paraphrases."""
-    return frozenset(prompt_key(wording) for wording in (fact.prompt, *fact.paraphrases))
+    return frozenset(fact.wording_key(wording) for wording in (fact.prompt, *fact.paraphrases))
 
 
 def _is_older(new: Fact, live: Fact) -> bool:

@@ -14,8 +14,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 from memupdate.errors import FactsError
-from memupdate.facts.files import FactsFile, LocatedFact, Problem
-from memupdate.facts.model import Fact, prompt_key
+from memupdate.facts.files import FactsFile, LocatedFact, Problem, Unit
+from memupdate.facts.model import Fact
 from memupdate.facts.reader import MAX_DETAILS
 from memupdate.ledger import rules
 from memupdate.ledger.content import fact_json, parse_fact, storable
@@ -73,12 +73,22 @@ WHERE s.told IS NULL OR s.told IN ('superseding', 'unchanged') ORDER BY s.seq
 
 
 class FactSource(Protocol):
-    """What a file of facts is to the ledger; the last three are known once all of it was read."""
+    """What a file of facts is to the ledger; all but the path is known once all of it was read."""
 
     path: str
-    sha256: str
-    size_bytes: int
-    format: str
+    unit: Unit
+
+    @property
+    def sha256(self) -> str:
+        """Tagged digest of the file's bytes."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+
+    @property
+    def format(self) -> str:
+        """Names of the formats found."""
 
     def __iter__(self) -> Iterator[LocatedFact | Problem]:
         """Its facts and problems, in the order of the file."""
@@ -93,6 +103,7 @@ class Staged:
         self.sha256 = source.sha256
         self.size_bytes = source.size_bytes
         self.format = source.format
+        self.unit: Unit = source.unit
         self._ledger = ledger
         self._judged_at: tuple[Any, ...] = ()
         self.counts = ToldCounts()
@@ -111,7 +122,7 @@ class Staged:
 
     def problems(self, *, limit: int = -1) -> list[Problem]:
         """Problems of the file by line, at most `limit`."""
-        return self._ledger._problems(limit)
+        return self._ledger._problems(self.unit, limit)
 
     def diff(self) -> FactsDiff:
         """All facts by what they do, in memory: what a plan and the training need."""
@@ -140,7 +151,7 @@ class Staging(Facts):
                 for statement in _TABLES:
                     self._execute(statement)
                 self._fill(source.facts if isinstance(source, FactsFile) else source)
-                self._settle_file()
+                self._settle_file(source.unit)
             staged = Staged(self, collection, source)
             staged.refresh()
             if refuse:
@@ -194,7 +205,7 @@ class Staging(Facts):
             self._many(_INSERT, rows)
             self._many("INSERT INTO asked VALUES (?, ?)", asked)
 
-    def _settle_file(self) -> None:
+    def _settle_file(self, unit: Unit) -> None:
         """Find lines that repeat or contradict an earlier line."""
         sharing = _SHARING.format(skip="", and_skip="")
         self._execute(
@@ -204,7 +215,7 @@ class Staging(Facts):
         )
         distinct = "seq NOT IN (SELECT seq FROM staged WHERE told = 'duplicate')"
         sharing = _SHARING.format(skip=f"WHERE {distinct}", and_skip=f"AND {distinct}")
-        found = _Contradictions()
+        found = _Contradictions(unit)
         for row in self._rows(f"SELECT seq, line, content_json FROM staged WHERE seq IN ({sharing}) ORDER BY seq"):
             found.add(row["seq"], row["line"], parse_fact(row["content_json"]))
         self._many("UPDATE staged SET told = 'duplicate', repeats = ? WHERE seq = ?", found.repeats)
@@ -321,9 +332,9 @@ class Staging(Facts):
                 live_valid_from=live.valid_from if live else None,
             )
 
-    def _problems(self, limit: int) -> list[Problem]:
+    def _problems(self, unit: Unit, limit: int) -> list[Problem]:
         rows = self._rows("SELECT line, field, reason FROM problems ORDER BY line, seq LIMIT ?", [limit])
-        return [Problem(row["line"], row["field"], row["reason"]) for row in rows]
+        return [Problem(row["line"], row["field"], row["reason"], unit) for row in rows]
 
     def _diff(self) -> FactsDiff:
         new: list[Fact] = []
@@ -345,7 +356,8 @@ class Staging(Facts):
 class _Contradictions:
     """Facts of one file that share a question, in the order of the file: which repeat an earlier one, which contradict it."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
         self.repeats: list[tuple[int, int]] = []
         """(seq of the earlier one, seq)."""
         self.problems: list[tuple[int, int, str, str]] = []
@@ -369,14 +381,16 @@ class _Contradictions:
             return
         other_seq, other_line, other_fact = other
         if other_fact.target == fact.target:
-            reason = f"says what line {other_line} says, otherwise; make one line of them, with paraphrases"
+            reason = (
+                f"says what {self._unit} {other_line} says, otherwise; make one {self._unit} of them, with paraphrases"
+            )
             self.problems.append((seq, line, "prompt", reason))
             return
         known, told = _quoted(other_fact.target), _quoted(fact.target)
-        self.problems.append((seq, line, "target", f"{told} contradicts line {other_line}, which has {known}"))
+        self.problems.append((seq, line, "target", f"{told} contradicts {self._unit} {other_line}, which has {known}"))
         if other_seq not in self._contradicted:
             self._contradicted.add(other_seq)
-            self.problems.append((other_seq, other_line, "target", f"contradicted by line {line}"))
+            self.problems.append((other_seq, other_line, "target", f"contradicted by {self._unit} {line}"))
 
     def _asks_the_same(self, fact: Fact) -> tuple[int, int, Fact] | None:
         """An earlier fact that asks one of this fact's questions and answers it differently."""
@@ -395,7 +409,9 @@ def _staged_row(seq: int, located: LocatedFact, now: str) -> tuple[Any, ...]:
 
 def _questions(fact: Fact) -> set[str]:
     """Its key and its wordings: facts that share none cannot contradict each other."""
-    return {fact.key, prompt_key(fact.prompt), *map(prompt_key, fact.paraphrases)}
+    if not fact.paraphrases:
+        return {fact.key, fact.wording_key(fact.prompt)}
+    return {fact.key, *rules.wordings(fact)}
 
 
 def _quoted(text: str) -> str:
