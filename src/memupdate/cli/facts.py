@@ -1,7 +1,9 @@
-"""Commands that ask the ledger about facts: `facts list`, `show`, `search`, `history`, `explain`, `waiting`."""
+"""Commands that ask the ledger about facts: `facts list`, `show`, `search`, `history`, `explain`, `waiting`,
+`export`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +27,14 @@ DEFAULT_LIMIT = 50
 AllCollectionsOption = Annotated[
     str | None, typer.Option("--collection", "-c", metavar="NAME", help="Only this line of releases; else all.")
 ]
+AsOfOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of",
+        metavar="RELEASE|DATE",
+        help="What the model knew then: acme@v12, v12, or the newest release made by a date or time (UTC).",
+    ),
+]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The fact's id, or its first characters.")]
 
@@ -37,14 +47,7 @@ def register(app: typer.Typer) -> None:
 @facts_app.command("list")
 def facts_list(
     ctx: typer.Context,
-    as_of: Annotated[
-        str | None,
-        typer.Option(
-            "--as-of",
-            metavar="RELEASE|DATE",
-            help="What the model knew then: acme@v12, v12, or the newest release made by a date or time (UTC).",
-        ),
-    ] = None,
+    as_of: AsOfOption = None,
     limit: LimitOption = DEFAULT_LIMIT,
     offset: Annotated[int, typer.Option("--offset", min=0, help="Leave out so many first.")] = 0,
     collection: CollectionOption = None,
@@ -128,3 +131,18 @@ def facts_waiting(
         as_json=as_json,
         view=rows_views("facts waiting", "fact", "prompt", "target", "status", "batch", "why"),
     )
+
+
+@facts_app.command("export")
+def facts_export(
+    ctx: typer.Context,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A new file; .jsonl, .csv or .parquet names its format.")
+    ],
+    as_of: AsOfOption = None,
+    collection: CollectionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Live facts as a file that `add` reads back as the same facts."""
+    report = session_of(ctx).open_questions().export(file, as_of=as_of, collection=collection)
+    emit("facts export", report, as_json=as_json)

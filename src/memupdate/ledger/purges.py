@@ -80,8 +80,8 @@ class Purges(Questions, Events):
                 problems += [error.message, *error.details]
         for asked in keys:
             try:
-                for row in self.history(asked):
-                    found |= self._with_stand_ins(row.fact)
+                for value in self.history(asked):
+                    found |= self._with_stand_ins(value.fact)
             except LedgerError as error:
                 problems.append(error.message)
         for fact in found:

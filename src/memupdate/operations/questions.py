@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memupdate.ledger.questions import FactExplanation, FactLifetime, WaitingFact
     from memupdate.ledger.records import FactDetail, FactHistory
     from memupdate.ledger.search import SearchHit
+    from memupdate.operations.exporting import ExportReport
 
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})")
 _DAY_OR_LONGER = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
@@ -128,6 +129,28 @@ class LedgerQuestions:
         """The trail of one fact: file and line, batch, plan, law fit, slice, releases, proofs."""
         with self.reader() as ledger:
             return ledger.explain(fact_id)
+
+    def export(self, file: Path | str, *, as_of: str | None = None, collection: str | None = None) -> ExportReport:
+        """Write what a collection knows, or knew, to a `.jsonl`, `.csv` or `.parquet` file that `add` reads back.
+
+        What stands in for retracted facts is left out: a model that never learned them needs none.
+
+        Raises:
+            UsageError: the file is there already or cannot be written, or see `facts_as_of`.
+        """
+        from memupdate.operations.exporting import export_facts
+
+        with self.reader() as ledger:
+            if as_of is None:
+                name = self._collection(ledger, collection)
+                latest = ledger.latest_release(name)
+                version = latest.version if latest else 0
+            else:
+                name, version = self._version(ledger, as_of, collection)
+            stand_ins = ledger.stand_in_ids(name)
+            facts = [fact for fact in ledger.live_facts(name, as_of_version=version) if fact.id not in stand_ins]
+        release = release_name(name, version) if version else None
+        return export_facts(facts, Path(file), collection=name, release=release)
 
     def waiting(self, *, collection: str | None = None, limit: int = -1) -> list[WaitingFact]:
         """Facts that were told and are in no release, and why."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from memupdate.errors import MemupdateError, UsageError
+from memupdate.facts.model import Fact
 from memupdate.facts.reader import FactsFile, read_facts
 from memupdate.law.density import density_from
 from memupdate.law.points import points_from_json
@@ -24,6 +25,7 @@ from memupdate.operations import (
     compacting,
     planning,
     publishing,
+    purging,
     reporting,
     retracting,
     serving,
@@ -307,6 +309,32 @@ class Workspace(LedgerQuestions):
             batch = ledger.receive_compaction(name, policy, publish=publish, reason=reason)
             return self._advance(ledger, batch.id, progress)
 
+    def facts_to_purge(self, facts: Sequence[str] = (), *, keys: Sequence[str] = ()) -> list[Fact]:
+        """What `purge` with the same arguments would remove: stand-ins of retracted facts are among it. Raises LedgerError."""
+        if not facts and not keys:
+            raise UsageError("no fact was named", "give a fact's id or --key; see `memupdate facts search`")
+        with self.reader() as ledger:
+            return ledger.facts_to_purge(facts, keys)
+
+    def purge(
+        self, facts: Sequence[str] = (), *, keys: Sequence[str] = (), reason: str | None = None
+    ) -> purging.PurgeReport:
+        """Remove facts' texts from the ledger for good, in all collections; ids, tombstones and the history stay.
+
+        Args:
+            facts: beginnings of facts' ids; one that is purged already finishes a purge that was cut off.
+            keys: keys, prompts or `SUBJECT / RELATION`, with all the values that they ever had.
+            reason: kept for good.
+
+        Raises:
+            UsageError: no fact was named.
+            LedgerError: something is not there, an unfinished batch needs it, or a reader keeps the old state of the file.
+            WorkspaceLocked: another process is writing.
+        """
+        self.facts_to_purge(facts, keys=keys)  # before the lock: what cannot be done needs none
+        with self.writer("facts purge") as ledger:
+            return purging.purge(self.layout, ledger, ledger.facts_to_purge(facts, keys), reason)
+
     def retract(
         self,
         facts: Sequence[str] = (),
@@ -437,6 +465,7 @@ class Workspace(LedgerQuestions):
         with self.reader() as ledger:
             record = ledger.release(name)
             proofs = ledger.proofs(name)
+            purged = [row.fact for row in ledger.releases_with_purged(name)]
         papers: dict[str, object] = json.loads(
             (self.session.layout.registry.release(record.name) / RELEASE_FILE).read_text()
         )
@@ -446,6 +475,8 @@ class Workspace(LedgerQuestions):
             e: {"facts": sum(p.engine == e for p in proofs), "proved": sum(p.engine == e and p.proved for p in proofs)}
             for e in engines
         }
+        if purged:  # its weights were trained on what the ledger no longer has
+            papers["purged_facts"] = purged
         return papers
 
     def status(self) -> StatusReport:
@@ -463,6 +494,7 @@ class Workspace(LedgerQuestions):
             ]
             advice = None if fit is None else compacting.advice(session, ledger, self.collection, fit)
             behind += [] if advice is None else [advice]
+            behind += [told for name in ledger.collections() if (told := purging.purged_advice(ledger, name))]
             behind += unfinished_messages(ledger.batches(unfinished=True), lock_holder(session.layout.lock))
             return StatusReport(
                 root=str(self.root), model=session.config.model, base_fingerprint=session.fingerprint, policy=session.policy.name,

@@ -1,0 +1,100 @@
+"""`facts purge` on a workspace: confirmed, wholly gone, and flagged where weights still hold it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from memupdate import Workspace
+from memupdate.cli import app
+from memupdate.errors import UsageError
+from memupdate.facts.files import FactsFile, LocatedFact
+from memupdate.facts.model import Fact
+from memupdate.ledger.records import ReleaseRecord
+from memupdate.storage import text_sha256
+
+SECRET = Fact("Which badge has Zelda Quirrel?", "Vermilion seven Oxpecker")
+OTHER = Fact("Where is Acme?", "Leeds")
+runner = CliRunner()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """One release of two facts, as papers and rows; no training."""
+    made = Workspace.init(tmp_path / "ws", model="atlas", collection="acme")
+    folder = made.root / "registry/releases/acme@v1"
+    folder.mkdir(parents=True)
+    papers = {
+        "schema_version": 1,
+        "release": "acme@v1",
+        "reason": f"wrong: {SECRET.target}",
+        "facts": [{"id": SECRET.id}],
+    }
+    (folder / "memupdate.json").write_text(json.dumps(papers))
+    with made.writer("test") as ledger:
+        located = tuple(LocatedFact(fact, line) for line, fact in enumerate((SECRET, OTHER), start=1))
+        batch = ledger.receive_batch("acme", FactsFile("f.jsonl", text_sha256("f"), 1, "native", located), "{}")
+        assert batch is not None
+        ledger.set_plan(batch.id, '{"rank": 8}')
+        for state in ("planned", "trained", "verified"):
+            ledger.transition(batch.id, state)
+        place, digest = "registry/releases/acme@v1", text_sha256("weights")
+        ledger.record_release(ReleaseRecord("acme@v1", "acme", 1, batch.id, None, place, digest, 8, "mlp-all", digest))
+        ledger.transition(batch.id, "released")
+    return made
+
+
+def holds(workspace: Workspace, word: str) -> list[str]:
+    files = [path for path in workspace.root.rglob("*") if path.is_file()]
+    return sorted(path.name for path in files if word.encode() in path.read_bytes())
+
+
+def test_a_purge_is_confirmed_and_leaves_no_trace(workspace: Workspace) -> None:
+    command = ["-w", str(workspace.root), "facts", "purge", SECRET.id[:16], "--reason", "they asked"]
+    assert holds(workspace, "Oxpecker") == ["ledger.db", "memupdate.json"]
+    answer = runner.invoke(app, command, input="n\n")
+    assert answer.exit_code != 0
+    assert "Vermilion" in answer.stderr
+    assert holds(workspace, "Oxpecker") == ["ledger.db", "memupdate.json"]
+    answer = runner.invoke(app, [*command, "--yes", "--json"])
+    assert answer.exit_code == 0, answer.stderr
+    document = json.loads(answer.stdout)
+    assert document["facts"] == [SECRET.id]
+    assert document["releases_holding"] == ["acme@v1"]
+    assert document["messages"][0] == (
+        "acme@v1 still holds a purged fact; `memupdate compact -c acme` writes a release without"
+    )
+    for word in ("Oxpecker", "Vermilion", "Quirrel"):
+        assert holds(workspace, word) == []
+    papers = json.loads((workspace.root / "registry/releases/acme@v1/memupdate.json").read_text())
+    assert (papers["reason"], papers["facts"]) == ("wrong: [purged]", [{"id": SECRET.id}])
+
+
+def test_releases_and_status_say_what_the_weights_still_hold(workspace: Workspace) -> None:
+    assert "purged_facts" not in workspace.release("acme@v1")
+    workspace.purge([SECRET.id])
+    assert workspace.release("acme@v1")["purged_facts"] == [SECRET.id]
+    assert any("still holds a purged fact" in message for message in workspace.status().messages)
+    assert workspace.status().facts_live == 1
+    with workspace.reader() as ledger:
+        assert ledger.verify() == []
+
+
+def test_facts_that_say_the_same_are_named(workspace: Workspace) -> None:
+    report = workspace.purge(keys=[OTHER.prompt])
+    assert report.mentioned_by == ()
+    with workspace.writer("test") as ledger:
+        located = (LocatedFact(Fact("Whose is the badge?", f"It is {SECRET.target}, is it not"), 1),)
+        ledger.receive_batch("other", FactsFile("g.jsonl", text_sha256("g"), 1, "native", located), "{}")
+    report = workspace.purge([SECRET.id])
+    assert report.mentioned_by == (located[0].fact.id,)
+
+
+def test_nothing_named_is_nothing_purged(workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="no fact was named"):
+        workspace.purge()
+    answer = runner.invoke(app, ["-w", str(workspace.root), "facts", "purge", "--yes"])
+    assert answer.exit_code == 2
