@@ -1,7 +1,7 @@
 """Facts written to a file that `memupdate add` reads back as the very same facts: JSON Lines, CSV or Parquet.
 
-Invariant: the file is whole or not there. Every format carries the keys of the native format; in CSV, lists are JSON in
-their cell, and an empty cell says nothing.
+Invariant: the file is whole or not there. Every format carries the keys of the native format; in CSV, lists and separators are
+JSON in their cell, and an empty cell says nothing.
 """
 
 from __future__ import annotations
@@ -87,24 +87,25 @@ def _write_csv(path: Path, records: Sequence[Record]) -> None:
     writer = csv.writer(text)
     writer.writerow(columns)
     for record in records:
-        writer.writerow([_cell(record.get(column)) for column in columns])
+        writer.writerow([_cell(column, record.get(column)) for column in columns])
     path.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # A separator may be white space or nothing, which a cell could not say.
+    return value if isinstance(value, str) and column != "separator" else json.dumps(value, ensure_ascii=False)
 
 
 def _write_parquet(path: Path, records: Sequence[Record]) -> None:
     import pyarrow
-    import pyarrow.parquet
+    from pyarrow import parquet
 
     columns = _columns(records)
     # Column by column: pyarrow takes the columns of rows from the first row alone.
     table = pyarrow.table({name: [record.get(name) for record in records] for name in columns})
-    pyarrow.parquet.write_table(table, path)
+    parquet.write_table(table, path)
 
 
 def _columns(records: Sequence[Record]) -> list[str]:
