@@ -11,9 +11,12 @@ from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
 from memupdate.cli.session import (
     CollectionOption,
+    ColumnsOption,
     FactsArgument,
+    FormatOption,
     JsonOption,
     SkipInvalidOption,
+    parse_columns,
     parse_numbers,
     parse_range,
     session_of,
@@ -78,10 +81,15 @@ def plan(
     facts: FactsArgument,
     collection: CollectionOption = None,
     skip_invalid: SkipInvalidOption = False,
+    columns: ColumnsOption = None,
+    format: FormatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what `add` would do: conflicts, tokens, rank, predicted loss, bytes and time. Changes nothing."""
+    mapping = parse_columns(columns)
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
-        outcome = workspace.plan(facts, collection=collection, skip_invalid=skip_invalid, progress=progress)
+        outcome = workspace.plan(
+            facts, collection=collection, skip_invalid=skip_invalid, columns=mapping, format=format, progress=progress
+        )
     emit("plan", outcome, as_json=as_json, view=plan_views)

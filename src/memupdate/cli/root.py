@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from memupdate import __version__
-from memupdate.cli import compact, demo, deploy, facts, law, ledger, purge, report, retract, update, workspace
+from memupdate.cli import compact, demo, deploy, facts, formats, law, ledger, purge, report, retract, update, workspace
 from memupdate.cli.errors import (
     INTERRUPTED_EXIT_CODE,
     TERMINATED_EXIT_CODE,
@@ -123,6 +123,7 @@ deploy.register(app)
 facts.register(app)
 ledger.register(app)
 retract.register(facts.facts_app)
+formats.register(facts.facts_app)
 purge.register(facts.facts_app)
 compact.register(app)
 demo.register(app)

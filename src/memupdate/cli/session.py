@@ -50,7 +50,23 @@ CollectionOption = Annotated[
 SkipInvalidOption = Annotated[
     bool, typer.Option("--skip-invalid", help="Take the valid lines of the file and list the others.")
 ]
-FactsArgument = Annotated[Path, typer.Argument(metavar="FACTS", help="The facts file; its format is detected.")]
+FactsArgument = Annotated[
+    Path, typer.Argument(metavar="FACTS", help="The facts file, or - for standard input; its format is detected.")
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=COLUMN,…",
+        help="Which column of a table, or key of a record, has which field: prompt=Question,target=Answer.",
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="NAME", help="The format of the records, not to be detected; see `facts formats`."
+    ),
+]
 
 
 def session_of(ctx: typer.Context) -> Session:
@@ -76,6 +92,21 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     if not numbers or min(numbers) < 1:
         raise typer.BadParameter(f"{text!r} is not a list of positive whole numbers like 4,8,16", param_hint=option)
     return numbers
+
+
+def parse_columns(text: str | None) -> dict[str, str] | None:
+    """`"prompt=Question,target=Answer"` → field → column; None stays None. A column's name may hold `=`, but no comma.
+
+    Raises:
+        typer.BadParameter: anything else, or a field twice.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    columns = {field.strip(): column.strip() for field, _, column in pairs}
+    if not all(columns.values()) or len(columns) != len(pairs) or "" in columns:
+        raise typer.BadParameter(f"{text!r} is not like prompt=Question,target=Answer", param_hint="--columns")
+    return columns
 
 
 def parse_range(text: str, option: str) -> tuple[int, int]:

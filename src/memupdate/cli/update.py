@@ -9,7 +9,16 @@ import typer
 from memupdate.cli.law import plan
 from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
-from memupdate.cli.session import CollectionOption, FactsArgument, JsonOption, SkipInvalidOption, session_of
+from memupdate.cli.session import (
+    CollectionOption,
+    ColumnsOption,
+    FactsArgument,
+    FormatOption,
+    JsonOption,
+    SkipInvalidOption,
+    parse_columns,
+    session_of,
+)
 from memupdate.cli.views import add_views, resume_views
 from memupdate.errors import ExitCode
 
@@ -28,12 +37,15 @@ def add(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `memupdate plan`.")] = False,
     no_publish: Annotated[bool, typer.Option("--no-publish", help="Stop at the release; the alias stays.")] = False,
     skip_invalid: SkipInvalidOption = False,
+    columns: ColumnsOption = None,
+    format: FormatOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The main job: read, plan, train, prove, release and publish a file of facts."""
     if dry_run:
-        plan(ctx, facts, collection=collection, skip_invalid=skip_invalid, as_json=as_json)
+        plan(ctx, facts, collection, skip_invalid, columns, format, as_json)
         return
+    mapping = parse_columns(columns)
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
         report = workspace.add(
@@ -41,6 +53,8 @@ def add(
             collection=collection,
             publish=not no_publish,
             skip_invalid=skip_invalid,
+            columns=mapping,
+            format=format,
             progress=progress,
         )
     emit("add", report, as_json=as_json, view=add_views)

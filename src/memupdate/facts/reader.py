@@ -17,7 +17,7 @@ from memupdate.facts.model import Fact, normalise
 from memupdate.facts.secrets import SecretPatterns
 from memupdate.facts.stream import MAX_LINE_BYTES, FactStream
 
-__all__ = ["MAX_DETAILS", "MAX_LINE_BYTES", "FactsFile", "LocatedFact", "Problem", "read_facts"]
+__all__ = ["MAX_DETAILS", "MAX_LINE_BYTES", "FactsFile", "LocatedFact", "Problem", "collect_facts", "read_facts"]
 
 MAX_DETAILS = 50
 """Problems that an error lists; it counts the rest."""
@@ -42,6 +42,11 @@ def read_facts(
         each.
     """
     stream = FactStream(path, columns=columns, format=format, secrets=secrets, max_line_bytes=max_line_bytes)
+    return collect_facts(stream, skip_invalid=skip_invalid)
+
+
+def collect_facts(stream: FactStream, *, skip_invalid: bool = False) -> FactsFile:
+    """`read_facts` for a stream that is made already. Raises FactsError."""
     found = _Found()
     for item in stream:
         if isinstance(item, Problem):

@@ -74,7 +74,7 @@ class FactStream:
         self.path = self._source.name
         self._columns = dict(columns or {})
         self._forced: RecordFormat | None = format_named(format) if format else None
-        self._secrets = secrets or SecretPatterns()
+        self._secrets = SecretPatterns() if secrets is None else secrets
         self._max = max_line_bytes
         self._names: set[str] = set()
         self._table_format: RecordFormat | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from memupdate.errors import ModelError
 from memupdate.facts.model import Fact, prompt_key
 from memupdate.facts.reader import read_facts
 from memupdate.facts.render import Example, Renderer, answer_text, resolve_style
+from memupdate.facts.secrets import SecretPatterns
+from memupdate.facts.stream import FactStream
 from memupdate.law.density import token_classes
 from memupdate.layout import WorkspaceLayout
 from memupdate.models.folder import ModelFolder, resolve_model
@@ -199,6 +201,13 @@ class Session:
             trained = fact.paraphrases[: self.trained_paraphrases(fact, share)]
             examples += [self.renderer.render(fact, prompt) for prompt in trained]
         return examples
+
+    def fact_stream(
+        self, path: Path | str, *, columns: Mapping[str, str] | None = None, format: str | None = None
+    ) -> FactStream:
+        """A facts file, without what the policy refuses as secrets. Raises FactsError for an unknown format or field."""
+        refused = SecretPatterns.named(self.policy.facts.refuse)
+        return FactStream(path, columns=columns, format=format, secrets=refused)
 
     def trained_paraphrases(self, fact: Fact, share: float | None = None) -> int:
         """How many of a fact's paraphrases are trained on, at `share` of them or the policy's."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from memupdate.errors import MemupdateError, UsageError
 from memupdate.facts.model import Fact
-from memupdate.facts.reader import FactsFile, read_facts
+from memupdate.facts.reader import FactsFile, collect_facts, read_facts
 from memupdate.law.density import density_from
 from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
@@ -207,15 +207,25 @@ class Workspace(LedgerQuestions):
         *,
         collection: str | None = None,
         skip_invalid: bool = False,
+        columns: Mapping[str, str] | None = None,
+        format: str | None = None,
         progress: Progress = no_progress,
     ) -> PlanReport:
         """What `add` would do. Changes nothing, but for a first calibration where the workspace has none.
+
+        Args:
+            facts: a file, or `-` for standard input.
+            collection: the workspace's own if not given.
+            skip_invalid: take the valid records and list the others.
+            columns, format: see `memupdate.facts.FactStream`.
+            progress: told what is being done.
 
         Raises:
             FactsError: the file cannot be taken.
             OverBudget: no rank within the policy holds the facts.
         """
-        name, facts_file = collection or self.collection, read_facts(facts, skip_invalid=skip_invalid)
+        name, stream = collection or self.collection, self.session.fact_stream(facts, columns=columns, format=format)
+        facts_file = collect_facts(stream, skip_invalid=skip_invalid)
         with self.reader() as ledger:
             fit = planning.current_fit(self.session, ledger)
         if fit is None:
@@ -241,9 +251,19 @@ class Workspace(LedgerQuestions):
         collection: str | None = None,
         publish: bool = True,
         skip_invalid: bool = False,
+        columns: Mapping[str, str] | None = None,
+        format: str | None = None,
         progress: Progress = no_progress,
     ) -> AddReport:
         """The main job: ingest, plan, train, prove, release, and publish where an engine runs.
+
+        Args:
+            facts: a file, or `-` for standard input.
+            collection: the workspace's own if not given.
+            publish: whether to go on after the release.
+            skip_invalid: take the valid records and list the others.
+            columns, format: see `memupdate.facts.FactStream`.
+            progress: told what is being done.
 
         Raises:
             FactsError, OverBudget: before anything is stored.
@@ -251,7 +271,8 @@ class Workspace(LedgerQuestions):
             WorkspaceLocked: another process is writing.
         """
         facts = Path(facts)
-        name, facts_file = collection or self.collection, read_facts(facts, skip_invalid=skip_invalid)
+        name, stream = collection or self.collection, self.session.fact_stream(facts, columns=columns, format=format)
+        facts_file = collect_facts(stream, skip_invalid=skip_invalid)
         started = time.monotonic()
         with self.writer(f"add {facts.name}") as ledger:
             self._refuse_over_budget(ledger, name, facts_file, progress)
@@ -458,7 +479,6 @@ class Workspace(LedgerQuestions):
 
     def release(self, name: str) -> dict[str, object]:
         """The papers of one release: `memupdate.json`, and its proofs by engine."""
-        import json
 
         from memupdate.layout import RELEASE_FILE
 

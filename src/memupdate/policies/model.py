@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from memupdate.facts.secrets import DEFAULT_NAMES, parse_pattern
 from memupdate.storage import canonical_json
 
 SCHEMA_VERSION = 1
@@ -56,6 +57,15 @@ class FactsSection(_Section):
     """Passed to the chat template, for example `enable_thinking = false`."""
     train_paraphrases: Share = 0.5
     """Share of each fact's paraphrases that are trained on; the rest measure generality."""
+    refuse: Annotated[tuple[str, ...], Field(strict=False, max_length=64)] = DEFAULT_NAMES
+    """Secrets that are no facts: names of built-in patterns, and own ones as `re:` and a regular expression."""
+
+    @field_validator("refuse")
+    @classmethod
+    def _patterns(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            parse_pattern(text)
+        return texts
 
 
 class MemorySection(_Section):
