@@ -6,12 +6,12 @@ Column comments come from the `CREATE TABLE` statements, which SQLite keeps word
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import sqlite_utils
 from generated_docs import table, write_or_check
 
+from memupdate.ledger.descriptions import TABLES, VIEWS, column_comments, objects
 from memupdate.ledger.migrations import MIGRATIONS
 
 PAGE = "docs/ledger.md"
@@ -33,21 +33,6 @@ SELECT at_utc, kind, release, detail_json FROM events WHERE kind IN ('published'
 SELECT p.release, p.engine, f.prompt, p.failed_token, p.emitted_token
 FROM proofs p JOIN facts f ON f.id = p.fact WHERE NOT p.proved;
 ```"""
-VIEWS = {
-    "good_releases": "Releases whose batch did not fail afterwards: those that later batches build on.",
-    "fact_history": "Each fact in each batch, with its release and what became of it: `failed`, `pending`, `unproved`, "
-    "`superseded`, `retracted`, `dropped` (by a compaction, of what stood in for a retracted fact), `purged` or `live`.",
-    "live_facts": "What the newest release of each collection holds.",
-    "batch_summary": "A batch with its release and the counts of its facts.",
-    "latest_proofs": "The newest proof of each fact in each release on each engine; `id` leads to the rest in `proofs`.",
-    "fact_provenance": "From a fact to its release, file, line and policy.",
-    "fact_lifetimes": "Each value of a key with when it was true (`valid_…`), when it was told, since which release it is "
-    "in the weights and which release put another value in its place.",
-    "fact_trace": "The whole trail of a fact: file and line, batch, plan, law fit, slice, release, and whether it was proved.",
-    "releases_with_purged": "Releases whose weights were trained on a fact that was purged afterwards.",
-    "facts_waiting": "Facts that are in no release, and why: their batch is on its way, failed, or left them out.",
-}
-"""What each view answers; a view that is not described here is an error, so that none stays so."""
 
 
 def main() -> None:
@@ -62,27 +47,17 @@ def render() -> str:
     for step in MIGRATIONS.pending(database):
         with database.atomic():
             step.fn(database)
-        made = [name for name in objects(database, "table") if name not in seen]
+        made = [name for name in objects(database.conn, "table") if name not in seen]
         seen |= set(made)
         if made:
             lines += ["", f"## {step.name}: {first_line(step.fn)}"]
         for name in made:
-            lines += ["", f"### `{name}`", "", *table_section(database, name)]
+            lines += ["", f"### `{name}`", "", TABLES[name], "", *table_section(database, name)]
     lines += ["", "## Views"]
-    for name in objects(database, "view"):
+    for name in objects(database.conn, "view"):
         columns = ", ".join(f"`{row[1]}`" for row in database.execute(f"PRAGMA table_info({name})"))
         lines += ["", f"### `{name}`", "", VIEWS[name], "", f"Columns: {columns}."]
     return "\n".join(lines) + "\n"
-
-
-def objects(database: Any, kind: str) -> list[str]:
-    """Names of the tables or views of ours, in the order in which they were made."""
-    # Tables that SQLite keeps behind a full-text index are its own affair.
-    query = (
-        "SELECT name FROM pragma_table_list JOIN sqlite_master USING (name) WHERE sqlite_master.type = ? "
-        "AND pragma_table_list.type <> 'shadow' AND name NOT LIKE 'sqlite_%' ORDER BY sqlite_master.rowid"
-    )
-    return [name for (name,) in database.execute(query, [kind]) if name != MIGRATIONS.migrations_table]
 
 
 def first_line(function: Any) -> str:
@@ -101,24 +76,6 @@ def table_section(database: Any, name: str) -> list[str]:
         marks += [references[column]] if column in references else []
         rows.append([f"`{column}`", kind, ", ".join(marks), notes.get(column, "")])
     return table(["column", "type", "", "meaning"], rows)
-
-
-def column_comments(sql: str) -> dict[str, str]:
-    """Column → the comment at the end of its line, and the values that a CHECK of it allows."""
-    comments: dict[str, str] = {}
-    # A CHECK may go on in the next line; its own line breaks carry no meaning.
-    for line in re.sub(r"IN\s+\(", "IN (", sql).splitlines():
-        declared = re.match(r"\s*(\w+) (?:TEXT|INTEGER|REAL)\b", line)
-        if declared is None:
-            continue
-        column = declared.group(1)
-        parts = []
-        if allowed := re.search(rf"CHECK \({column} IN \(([^)]*)\)\)", line):
-            parts.append(f"one of {allowed.group(1)}")
-        if comment := re.search(r"--\s*(.*\S)", line):
-            parts.append(comment.group(1))
-        comments[column] = "; ".join(parts)
-    return comments
 
 
 if __name__ == "__main__":

@@ -43,11 +43,16 @@ COMMANDS = [
     ["ledger"],
     ["ledger", "backup"],
     ["ledger", "restore"],
+    ["ledger", "datasette-metadata"],
     ["compact"],
     ["serve"],
     ["demo"],
 ]
-REPORTING = [command for command in COMMANDS if command not in (["releases"], ["facts"], ["ledger"], ["serve"])]
+REPORTING = [
+    command
+    for command in COMMANDS
+    if command not in (["releases"], ["facts"], ["ledger"], ["ledger", "datasette-metadata"], ["serve"])
+]
 HEAVY = ["torch", "transformers", "peft", "vllm", "scipy", "matplotlib", "sqlite_utils", "rich.progress"]
 
 runner = CliRunner()

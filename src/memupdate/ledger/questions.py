@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from memupdate.errors import LedgerError
 from memupdate.facts.model import normalise, prompt_key
+from memupdate.ledger.descriptions import datasette_metadata
 from memupdate.ledger.facts import Facts
 from memupdate.ledger.records import BatchState, Change, FactStatus
 from memupdate.ledger.search import Search
@@ -214,6 +215,10 @@ class Questions(Facts, Search):
             [collection],
         )
         return frozenset(row["fact"] for row in rows)
+
+    def datasette_metadata(self) -> dict[str, Any]:
+        """Metadata with which Datasette makes sense of this file."""
+        return datasette_metadata(self._connection, self.path.stem)
 
     def _records(self, kind: type[_Row], sql: str, parameters: Any) -> list[_Row]:
         return [_record(kind, row) for row in self._rows(sql, parameters)]

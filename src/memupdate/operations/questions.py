@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memupdate.errors import UsageError
 from memupdate.layout import RELEASE_PATTERN, WorkspaceLayout, release_name
@@ -151,6 +151,11 @@ class LedgerQuestions:
             facts = [fact for fact in ledger.live_facts(name, as_of_version=version) if fact.id not in stand_ins]
         release = release_name(name, version) if version else None
         return export_facts(facts, Path(file), collection=name, release=release)
+
+    def datasette_metadata(self) -> dict[str, Any]:
+        """Metadata with which Datasette makes sense of the ledger."""
+        with self.reader() as ledger:
+            return ledger.datasette_metadata()
 
     def waiting(self, *, collection: str | None = None, limit: int = -1) -> list[WaitingFact]:
         """Facts that were told and are in no release, and why."""
