@@ -28,7 +28,7 @@ CROWDED_FACTS, CROWDED_RANKS = 200, (1, 2, 3, 4)
 CROWDED_SHARE = 0.25
 """Of the time at most."""
 ENOUGH_SD = 0.12
-"""Standard deviation of ln P*, root mean square over the expected sizes, at which no further cell is worth its time: a ninth of the needed rank."""
+"""Standard deviation of ln P* (root mean square over the expected sizes) at which no further cell is worth its time."""
 SUCCESS_STEPS = 0.5
 """Part of its steps that a memory takes which holds its facts: training ends when all are stored."""
 MORE_STEPS = 1.3
@@ -132,6 +132,7 @@ def next_cell(
         [point.loss_before_nats for point in points],
         [point.all_proved and (point.kl_nats or 0.0) <= (setting.max_kl_nats or math.inf) for point in points],
         confidence=0.9,
+        scored=False,
     )
     # No plan goes under the smallest rank: how far below it a small set would do is not worth a cell.
     smallest = math.log(max(setting.min_rank, 1) * setting.parameters_per_rank)

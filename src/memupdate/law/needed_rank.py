@@ -116,6 +116,7 @@ def fit_needed_rank(
     *,
     confidence: float,
     fixed_weight: float | None = None,
+    scored: bool = True,
 ) -> NeededRank:
     """Fit the law; any number of points will do, since priors stand where they are silent.
 
@@ -126,12 +127,13 @@ def fit_needed_rank(
         held: whether everything was proved with the harm within its budget.
         confidence: of the parameters' intervals.
         fixed_weight: w: 0 counts tokens, 1 information. None leaves it to the points.
+        scored: whether sizes are left out in turn to score it; without, `log_score` is the guess's.
     """
     data = _Data.of(parameters, tokens, base_loss_nats, held)
     draws = data.sample(np.ones(len(data.held)), fixed_weight)
     sizes = np.unique(data.lt)
     scores = []
-    for size in sizes if len(sizes) >= 3 else []:
+    for size in sizes if scored and len(sizes) >= 3 else []:
         out = data.lt == size
         scores += data.log_score(data.sample((~out).astype(np.float64), fixed_weight, _COARSE), out)
     share = min(max(float(data.held.mean()), 1e-3), 1 - 1e-3)

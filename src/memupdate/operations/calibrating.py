@@ -121,11 +121,11 @@ class _Calibration:
             ):
                 self.taken.add(cell)
                 pending[submit(cell, deadline)] = cell
+            self._tell(tuple(pending.values()), setting, time.monotonic() - started, total_s)
             if not pending:
                 return
             for future in wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED).done:
                 self._take(pending.pop(future), future.result())
-            self._tell(pending.values(), setting, time.monotonic() - started, total_s)
 
     def _next(self, setting: Setting | None, left_s: float, processes: int) -> Cell | None:
         if setting is None:
@@ -150,20 +150,16 @@ class _Calibration:
         self.ledger.add_law_points([written.point])
         self.done += 1
 
-    def _tell(self, running: object, setting: Setting | None, spent_s: float, total_s: float) -> None:
-        now = "; ".join(f"rank {c.rank}, {c.facts} {c.kind}" for c in running)  # type: ignore[attr-defined]
+    def _tell(self, running: Sequence[Cell], setting: Setting | None, spent_s: float, total_s: float) -> None:
+        now = "; ".join(f"rank {cell.rank}, {cell.facts} {cell.kind}" for cell in running)
+        done, total, message = spent_s, total_s, f"at most {max(0.0, total_s - spent_s) / 60:.0f} min left"
         if setting is None:
             total = len(self.wish.cells)
-            message = f"{len(self.queue)} cells wait; now {now}" if now else f"{total} cells"
-            self.progress(
-                ProgressEvent(
-                    "calibrate", total if not now and not self.queue else total - len(self.queue) - 1, total, message
-                )
-            )
-            return
-        left = max(0.0, total_s - spent_s)
-        message = f"{self.done} cells, at most {left / 60:.0f} min left; now {now}" if now else f"{self.done} cells"
-        self.progress(ProgressEvent("calibrate", min(spent_s, total_s) if now else total_s, total_s, message))
+            done, message = total - len(self.queue) - len(running), f"{len(self.queue)} cells wait"
+        if not now:
+            done, message = total, "no cell is left"
+        told = f"{self.done} cells written, {message}{f'; now {now}' if now else ''}"
+        self.progress(ProgressEvent("calibrate", min(done, total), total, told))
 
     def _setting(self, density: Density) -> Setting:
         session, policy = self.session, self.session.policy
