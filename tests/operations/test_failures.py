@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from memupdate import Workspace
 from memupdate.resources import resource_dir
 from support import news, write_facts_file
