@@ -149,7 +149,7 @@ class BudgetSection(_Section):
     """Of the intervals in a plan."""
     proved_share: Annotated[float, Field(gt=0, le=1)] = 0.99
     """With `proof.publish = "proved"` the pessimistic end of the predicted share of proved facts must reach this."""
-    all_proved: OpenShare = 0.6
+    all_proved: OpenShare = 0.75
     """With `proof.publish = "all"` the pessimistic end of the probability that every fact is proved must reach this."""
     max_adapter_bytes: int = Field(default=0, ge=0)
     """0: no limit."""
