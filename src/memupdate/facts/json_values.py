@@ -159,7 +159,8 @@ class ElementReader:
         try:
             more = self._decode_bytes(raw, not raw)
         except UnicodeDecodeError as error:
-            more, raw, self._bad_bytes = "", b"", f"not UTF-8 ({error.reason})"
+            more = error.object[: error.start].decode("utf-8-sig")
+            raw, self._bad_bytes = b"", f"not UTF-8 ({error.reason})"
         self._text = self._text[self._at :] + more
         self._at = 0
         self._ended = not raw
