@@ -30,6 +30,11 @@ _READ_PAUSE_S = 0.02
 _BUSY_TIMEOUT_S = 10.0
 """How long to wait for another connection's transaction; ours take milliseconds."""
 
+_CACHE_KIB = 48 * 1024
+"""Pages kept in memory: enough for the index that a large batch fills in no order, and far from all of a large ledger."""
+_LOG_BYTES = 64 * 2**20
+"""What is left of the write-ahead log after a large transaction."""
+
 
 class LedgerDatabase:
     """A checked connection to one ledger file. Use `Ledger`, which adds the tables."""
@@ -213,6 +218,9 @@ def _open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
+        for schema in ("main", "temp"):
+            connection.execute(f"PRAGMA {schema}.cache_size = -{_CACHE_KIB}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     except BaseException:
         connection.close()
         raise

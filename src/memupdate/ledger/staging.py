@@ -36,11 +36,12 @@ _TABLES = (
         repeats INTEGER  -- seq of the earlier line that it repeats
     )""",
     "CREATE TEMP TABLE asked (h INTEGER, seq INTEGER)",  # a hash of each of its questions and of its key
+    "CREATE TEMP TABLE repeated (seq INTEGER PRIMARY KEY, first INTEGER)",  # lines that repeat an earlier one
     "CREATE TEMP TABLE problems (seq INTEGER, line INTEGER, field TEXT, reason TEXT)",
     "CREATE TEMP TABLE line_of (batch INTEGER PRIMARY KEY, version INTEGER)",  # what leads to the newest release
     "CREATE TEMP TABLE verdicts (seq INTEGER PRIMARY KEY, told TEXT, live TEXT, kept TEXT)",
 )
-_NAMES = ("staged", "asked", "problems", "line_of", "verdicts")
+_NAMES = ("staged", "asked", "repeated", "problems", "line_of", "verdicts")
 
 _INSERT = f"INSERT INTO staged VALUES ({', '.join('?' * 12)}, NULL, NULL, NULL, NULL)"
 
@@ -209,26 +210,27 @@ class Staging(Facts):
         """Find lines that repeat or contradict an earlier line."""
         sharing = _SHARING.format(skip="", and_skip="")
         self._execute(
-            "UPDATE staged SET told = 'duplicate', repeats = first FROM ("
-            f"SELECT id AS same, MIN(seq) AS first FROM staged WHERE seq IN ({sharing}) GROUP BY id HAVING COUNT(*) > 1"
-            ") WHERE id = same AND seq > first"
+            "INSERT INTO repeated SELECT seq, first FROM ("
+            "SELECT seq, MIN(seq) OVER (PARTITION BY id) AS first FROM staged "
+            f"WHERE seq IN ({sharing})) WHERE seq > first"
         )
-        distinct = "seq NOT IN (SELECT seq FROM staged WHERE told = 'duplicate')"
+        distinct = "seq NOT IN (SELECT seq FROM repeated)"
         sharing = _SHARING.format(skip=f"WHERE {distinct}", and_skip=f"AND {distinct}")
         found = _Contradictions(unit)
         for row in self._rows(f"SELECT seq, line, content_json FROM staged WHERE seq IN ({sharing}) ORDER BY seq"):
             found.add(row["seq"], row["line"], parse_fact(row["content_json"]))
-        self._many("UPDATE staged SET told = 'duplicate', repeats = ? WHERE seq = ?", found.repeats)
+        self._many("INSERT INTO repeated VALUES (?, ?)", found.repeats)
+        # What repeats a line that itself repeats another one, otherwise worded, repeats that one.
+        self._execute("UPDATE repeated SET first = again.first FROM repeated again WHERE again.seq = repeated.first")
+        self._execute(
+            "UPDATE staged SET told = 'duplicate', repeats = r.first FROM repeated r WHERE r.seq = staged.seq"
+        )
         self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", found.problems)
         self._many("UPDATE staged SET told = 'problem' WHERE seq = ?", [(seq,) for seq, *_ in found.problems])
         self._refuse_purged()
-        repeated = "(SELECT r.{0} FROM staged r WHERE r.seq = staged.repeats)"
         self._execute(
-            f"UPDATE staged SET repeats = {repeated.format('repeats')} WHERE told = 'duplicate' "
-            f"AND {repeated.format('repeats')} IS NOT NULL"
-        )
-        self._execute(
-            f"UPDATE staged SET told = 'problem' WHERE told = 'duplicate' AND {repeated.format('told')} = 'problem'"
+            "UPDATE staged SET told = 'problem' WHERE seq IN (SELECT r.seq FROM repeated r JOIN staged kept "
+            "ON kept.seq = r.first WHERE kept.told = 'problem')"
         )
 
     def _refuse_purged(self) -> None:
@@ -281,7 +283,7 @@ class Staging(Facts):
             )
             self._execute(
                 "UPDATE staged SET kept = (SELECT COALESCE(r.kept, r.id) FROM staged r WHERE r.seq = staged.repeats) "
-                "WHERE told = 'duplicate'"
+                "WHERE seq IN (SELECT seq FROM repeated) AND told = 'duplicate'"
             )
 
     def _judge_by_live(self, now: str) -> None:
@@ -359,7 +361,7 @@ class _Contradictions:
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         self.repeats: list[tuple[int, int]] = []
-        """(seq of the earlier one, seq)."""
+        """(seq, seq of the earlier one)."""
         self.problems: list[tuple[int, int, str, str]] = []
         """(seq, line, field, reason)."""
         self._by_key: dict[str, tuple[int, int, Fact]] = {}
@@ -370,7 +372,7 @@ class _Contradictions:
         """The next one."""
         old = self._by_key.get(fact.key)
         if old is not None and rules.says_the_same(old[2], fact):
-            self.repeats.append((old[0], seq))
+            self.repeats.append((seq, old[0]))
             return
         other = old or self._asks_the_same(fact)
         if other is None:
