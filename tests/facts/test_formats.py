@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -301,17 +302,9 @@ def test_context_needs_a_chat(problems: Any) -> None:
     assert line.startswith("element 1: context: earlier turns need the chat template")
 
 
-PLUGIN = """
-from memupdate.facts.model import Fact
-
-class Lines:
-    name = "card"
-    summary = "front + back: flash cards"
-    def detect(self, record):
-        return isinstance(record, dict) and "front" in record
-    def parse(self, record):
-        return (Fact(record["front"], record["back"]),)
-"""
+_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PLUGIN = _BLOCK.findall((ROOT / "docs" / "formats.md").read_text("utf-8"))[0]
+"""The plug-in of the documentation."""
 
 
 def install(folder: Path, value: str, module: str = PLUGIN) -> None:
@@ -335,7 +328,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_an_installed_plug_in_adds_a_format(plugins: Path, tmp_path: Path) -> None:
-    install(plugins, "flash_cards:Lines")
+    install(plugins, "flash_cards:CardFormat")
     path = tmp_path / "cards.csv"
     path.write_text("front,back\nWho leads Acme?,Wanda\n", "utf-8")
     found: FactsFile = read_facts(path)
@@ -347,12 +340,21 @@ def test_an_installed_plug_in_adds_a_format(plugins: Path, tmp_path: Path) -> No
     ("value", "module", "message"),
     [
         ("flash_cards:Nothing", PLUGIN, "cannot be loaded: AttributeError"),
-        ("flash_cards:Lines", "raise OSError('no')", "cannot be loaded: OSError: no"),
-        ("flash_cards:Lines", "Lines = 3", "has no name, summary, detect, parse"),
-        ("flash_cards:Lines", PLUGIN.replace('"card"', '"native"'), "offers the format native, which is there already"),
+        ("flash_cards:CardFormat", "raise OSError('no')", "cannot be loaded: OSError: no"),
+        ("flash_cards:CardFormat", "CardFormat = 3", "has no name, summary, detect, parse"),
+        (
+            "flash_cards:CardFormat",
+            PLUGIN.replace('"card"', '"native"'),
+            "offers the format native, which is there already",
+        ),
     ],
 )
 def test_a_broken_plug_in_is_named(value: str, module: str, message: str, plugins: Path) -> None:
     install(plugins, value, module)
     with pytest.raises(FactsError, match=message):
         all_formats()
+
+
+def test_the_documentation_knows_every_format() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text("utf-8")
+    assert all(f"| `{known.name}`" in page for known in FORMATS)
