@@ -63,6 +63,7 @@ anchor_tokens = 8
 max_kl_nats = 10.0
 
 [budget]
+all_proved = 0.01
 proved_share = 0.01
 
 [proof]

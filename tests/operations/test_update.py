@@ -166,7 +166,7 @@ def test_training_escalates_to_the_next_rank_and_says_so(make_workspace: Make, f
     """A policy that is content with any plan begins at rank 1, where a low rate stores nothing in the steps allowed."""
     workspace = make_workspace(
         memory__min_rank="1",
-        budget__proved_share="0.01",
+        budget__all_proved="0.01",
         training__learning_rate="6e-4",
         escalation__attempts="5",
         escalation__epochs_factor="1.0",
