@@ -7,6 +7,9 @@ from typing import Literal
 
 from memupdate.facts.model import Fact
 
+MAX_DETAILS = 50
+"""Problems that an error lists; it counts the rest."""
+
 Unit = Literal["line", "element", "row"]
 """What a record is found by: a line of text, an element of a JSON array, a row of Parquet."""
 

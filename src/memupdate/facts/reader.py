@@ -12,15 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memupdate.errors import FactsError
-from memupdate.facts.files import FactsFile, LocatedFact, Problem, Unit
+from memupdate.facts.files import MAX_DETAILS, FactsFile, LocatedFact, Problem, Unit
 from memupdate.facts.model import Fact, normalise
 from memupdate.facts.secrets import SecretPatterns
 from memupdate.facts.stream import MAX_LINE_BYTES, FactStream
 
 __all__ = ["MAX_DETAILS", "MAX_LINE_BYTES", "FactsFile", "LocatedFact", "Problem", "collect_facts", "read_facts"]
-
-MAX_DETAILS = 50
-"""Problems that an error lists; it counts the rest."""
 
 
 def read_facts(

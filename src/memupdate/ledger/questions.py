@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from memupdate.errors import LedgerError
 from memupdate.facts.model import normalise, prompt_key
-from memupdate.ledger.descriptions import datasette_metadata
 from memupdate.ledger.facts import Facts
 from memupdate.ledger.records import BatchState, Change, FactStatus
 from memupdate.ledger.search import Search
@@ -218,6 +217,8 @@ class Questions(Facts, Search):
 
     def datasette_metadata(self) -> dict[str, Any]:
         """Metadata with which Datasette makes sense of this file."""
+        from memupdate.ledger.descriptions import datasette_metadata
+
         return datasette_metadata(self._connection, self.path.stem)
 
     def _records(self, kind: type[_Row], sql: str, parameters: Any) -> list[_Row]:

@@ -14,9 +14,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 from memupdate.errors import FactsError
-from memupdate.facts.files import FactsFile, LocatedFact, Problem, Unit
+from memupdate.facts.files import MAX_DETAILS, FactsFile, LocatedFact, Problem, Unit
 from memupdate.facts.model import Fact
-from memupdate.facts.reader import MAX_DETAILS
 from memupdate.ledger import rules
 from memupdate.ledger.content import fact_json, parse_fact, storable
 from memupdate.ledger.database import plain_errors
