@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from memupdate.serving import manifest as module
 from memupdate.serving.manifest import (
+    MATCHED,
     RETIRED,
+    AliasEntry,
+    Canary,
     Manifest,
     ManifestCache,
     ManifestError,
@@ -24,6 +27,7 @@ from memupdate.serving.manifest import (
     parse_manifest,
     read_manifest,
     with_alias,
+    with_canary,
     with_release,
     with_retired,
     write_manifest,
@@ -82,8 +86,8 @@ def test_the_file_reads_as_it_was_written(tmp_path: Path) -> None:
     write_manifest(path, example())
     assert read_manifest(path) == example()
     value = json.loads(path.read_text())
-    assert value["aliases"]["acme"] == {"release": "acme@v1", "previous": None, "canary": None}
-    assert value["schema_version"] == 1
+    assert value["aliases"]["acme"] == {"release": "acme@v1", "previous": None, "canary": None, "route": "always"}
+    assert value["schema_version"] == 2
     assert set(value["releases"]["acme@v1"]) == {
         "digest",
         "config_digest",
@@ -91,18 +95,24 @@ def test_the_file_reads_as_it_was_written(tmp_path: Path) -> None:
         "lora_int_id",
         "base_fingerprint",
         "state",
+        "matcher_digest",
     }
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema_version": 2}, "schema_version is 2"),
+        ({"schema_version": 3}, "schema_version is 3"),
         ({"schema_version": True}, "schema_version is True"),
         ({"generation": -1}, "generation"),
         ({"aliases": []}, "aliases: expected an object"),
         ({"aliases": {"acme": {"release": "acme@v7"}}}, "not in the manifest"),
-        ({"aliases": {"acme": {"release": "acme@v1", "canary": {"share": 0.1}}}}, "does not split traffic"),
+        ({"aliases": {"acme": {"release": "acme@v1", "canary": {"share": 0.1}}}}, "canary: release must be text"),
+        ({"aliases": {"acme": {"release": "acme@v1", "canary": {"release": "acme@v2", "share": True}}}}, "a number"),
+        ({"aliases": {"acme": {"release": "acme@v1", "canary": {"release": "acme@v2", "share": 1}}}}, "share is 1"),
+        ({"aliases": {"acme": {"release": "acme@v1", "canary": {"release": "acme@v1", "share": 0.5}}}}, "already"),
+        ({"aliases": {"acme": {"release": "acme@v1", "canary": {"release": "acme@v9", "share": 0.5}}}}, "not in the"),
+        ({"aliases": {"acme": {"release": "acme@v1", "route": "sometimes"}}}, "none of always, matched"),
         ({"releases": {"acme@v1": {"digest": "sha256:0"}}}, "config_digest"),
     ],
 )
@@ -111,6 +121,38 @@ def test_a_foreign_or_inconsistent_file_is_refused(tmp_path: Path, change: dict[
     path.write_text(json.dumps({**json.loads(manifest_json(example())), **change}))
     with pytest.raises(ManifestError, match=reason):
         read_manifest(path)
+
+
+def test_a_canary_begins_and_ends_by_promotion_abort_or_any_move() -> None:
+    manifest = with_canary(example(), "acme", Canary("acme@v2", 0.1))
+    assert manifest.aliases["acme"] == AliasEntry("acme@v1", None, Canary("acme@v2", 0.1))
+    assert parse_manifest(manifest_json(manifest)) == manifest
+    assert with_alias(manifest, "acme", "acme@v2").aliases["acme"] == AliasEntry("acme@v2", "acme@v1")
+    assert with_alias(manifest, "acme", "acme@v1").aliases["acme"] == AliasEntry("acme@v1")
+    assert with_canary(manifest, "acme", None).aliases["acme"] == AliasEntry("acme@v1")
+    with pytest.raises(ValueError, match="canary of acme points at acme@v2, which is retired"):
+        with_retired(manifest, "acme@v2")
+    with pytest.raises(ValueError, match="share is nan"):
+        with_canary(manifest, "acme", Canary("acme@v2", float("nan")))
+    with pytest.raises(ValueError, match="nobody is not in the manifest"):
+        with_canary(manifest, "nobody", None)
+
+
+def test_the_route_stays_until_it_is_changed() -> None:
+    matched = with_alias(example(), "acme", "acme@v1", route=MATCHED)
+    assert matched.aliases["acme"] == AliasEntry("acme@v1", route=MATCHED)
+    moved = with_alias(matched, "acme", "acme@v2")
+    assert moved.aliases["acme"] == AliasEntry("acme@v2", "acme@v1", route=MATCHED)
+    assert parse_manifest(manifest_json(moved)) == moved
+
+
+def test_a_manifest_of_version_1_is_read() -> None:
+    value = json.loads(manifest_json(example()))
+    value["schema_version"] = 1
+    del value["aliases"]["acme"]["route"]
+    for release in value["releases"].values():
+        del release["matcher_digest"]
+    assert parse_manifest(json.dumps(value)) == example()
 
 
 def test_the_cache_parses_a_file_once(tmp_path: Path) -> None:

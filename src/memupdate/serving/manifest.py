@@ -22,12 +22,19 @@ from memupdate.errors import UsageError
 from memupdate.layout import COLLECTION_PATTERN, RELEASE_PATTERN
 from memupdate.storage import write_text_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READ_VERSIONS = (1, 2)
+"""Version 1 had neither canaries nor routing; engines of that version refuse a file of version 2 and keep what they had."""
 RELEASED = "released"
 """State of a release that engines may load."""
 RETIRED = "retired"
 """State of a release that engines must answer with 404; its folder may be deleted."""
 STATES = (RELEASED, RETIRED)
+ALWAYS = "always"
+"""Route of an alias: every request goes to the release."""
+MATCHED = "matched"
+"""Route of an alias: requests that mention nothing the release knows go to the untouched base model."""
+ROUTES = (ALWAYS, MATCHED)
 
 _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -53,6 +60,18 @@ class ReleaseEntry:
     base_fingerprint: str
     """Which base model the release belongs to."""
     state: str = RELEASED
+    matcher_digest: str | None = None
+    """`sha256:…` of the release's `matcher.json`, by which `MATCHED` decides; None where it has none. The file's place is
+    fixed, so that a manifest cannot make an engine read elsewhere."""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A second release that an alias is being moved to."""
+
+    release: str
+    share: float
+    """Of the conversations, above 0 and below 1."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +81,10 @@ class AliasEntry:
     release: str
     previous: str | None = None
     """Where it pointed before the last move: what `rollback` goes back to."""
-    canary: None = None
-    """Reserved: shares of traffic for a second release. Always null in schema version 1."""
+    canary: Canary | None = None
+    """A second release for a share of the conversations."""
+    route: str = ALWAYS
+    """One of `ROUTES`."""
 
 
 @dataclass(frozen=True)
@@ -94,27 +115,46 @@ def with_release(manifest: Manifest, name: str, entry: ReleaseEntry) -> Manifest
     return _changed(manifest, releases={**manifest.releases, name: entry})
 
 
-def with_alias(manifest: Manifest, alias: str, release: str) -> Manifest:
-    """The manifest with `alias` pointing at `release`, the former target remembered as `previous`.
+def with_alias(manifest: Manifest, alias: str, release: str, *, route: str | None = None) -> Manifest:
+    """The manifest with all of `alias` pointing at `release`, the former target remembered as `previous`; a canary ends.
 
     Rolling back is `with_alias(manifest, alias, manifest.aliases[alias].previous)`: it can itself be undone the same
     way.
+
+    Args:
+        route: one of `ROUTES`; None leaves it as it is (`ALWAYS` for a new alias).
 
     Raises:
         ValueError: the alias is malformed, or the release is unknown or retired.
     """
     before = manifest.aliases.get(alias)
-    if before is not None and before.release == release:
-        return manifest
-    entry = AliasEntry(release, previous=before.release if before else None)
-    return _changed(manifest, aliases={**manifest.aliases, alias: entry})
+    if before is None:
+        entry = AliasEntry(release, route=route or ALWAYS)
+    elif before.release == release:
+        entry = replace(before, canary=None, route=route or before.route)
+    else:
+        entry = AliasEntry(release, previous=before.release, route=route or before.route)
+    return _with_entry(manifest, alias, entry)
+
+
+def with_canary(manifest: Manifest, alias: str, canary: Canary | None) -> Manifest:
+    """The manifest with `canary` taking its share of `alias`; None ends the one that runs, and all go to the release again.
+
+    Promoting is `with_alias(manifest, alias, canary.release)`.
+
+    Raises:
+        ValueError: no such alias, or the canary is malformed, unknown, retired, or what the alias points at already.
+    """
+    if alias not in manifest.aliases:
+        raise ValueError(f"{alias} is not in the manifest")
+    return _with_entry(manifest, alias, replace(manifest.aliases[alias], canary=canary))
 
 
 def with_retired(manifest: Manifest, name: str) -> Manifest:
     """The manifest with release `name` retired: engines answer 404 for it.
 
     Raises:
-        ValueError: the release is unknown, or an alias still points at it.
+        ValueError: the release is unknown, or an alias or a canary still points at it.
     """
     entry = manifest.releases.get(name)
     if entry is None:
@@ -148,8 +188,9 @@ def parse_manifest(text: str | bytes) -> Manifest:
         raise ValueError(f"not JSON ({error})") from None
     root = _dict(value, "the document")
     version = root.get("schema_version")
-    if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise ValueError(f"schema_version is {version!r}, this memupdate reads {SCHEMA_VERSION}")
+    if version not in _READ_VERSIONS or isinstance(version, bool):
+        known = " and ".join(str(number) for number in _READ_VERSIONS)
+        raise ValueError(f"schema_version is {version!r}, this memupdate reads {known}")
     manifest = Manifest(
         base_fingerprint=_text(root, "base_fingerprint", "the document"),
         generation=_integer(root, "generation", "the document", minimum=0),
@@ -255,6 +296,12 @@ def _identity(status: os.stat_result) -> _Identity:
     return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
+def _with_entry(manifest: Manifest, alias: str, entry: AliasEntry) -> Manifest:
+    if manifest.aliases.get(alias) == entry:
+        return manifest
+    return _changed(manifest, aliases={**manifest.aliases, alias: entry})
+
+
 def _changed(
     manifest: Manifest,
     *,
@@ -277,36 +324,65 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("base_fingerprint is empty")
     by_id: dict[int, str] = {}
     for name, release in manifest.releases.items():
-        if RELEASE_PATTERN.fullmatch(name) is None:
-            raise ValueError(f"not a release name: {name!r}")
-        if release.rank < 1 or release.lora_int_id < 1:
-            raise ValueError(f"{name}: rank and lora_int_id must be at least 1")
-        for digest in (release.digest, release.config_digest):
-            if _DIGEST_PATTERN.fullmatch(digest) is None:
-                raise ValueError(f"{name}: not a digest: {digest!r}")
-        if release.state not in STATES:
-            raise ValueError(f"{name}: state {release.state!r} is none of {', '.join(STATES)}")
+        _check_release(name, release)
         other = by_id.setdefault(release.lora_int_id, name)
         if other != name:
             raise ValueError(f"{name} and {other} share lora_int_id {release.lora_int_id}")
     for alias, entry in manifest.aliases.items():
-        if COLLECTION_PATTERN.fullmatch(alias) is None:
-            raise ValueError(f"not an alias: {alias!r}")
-        target = manifest.releases.get(entry.release)
+        _check_alias(manifest, alias, entry)
+
+
+def _check_release(name: str, release: ReleaseEntry) -> None:
+    if RELEASE_PATTERN.fullmatch(name) is None:
+        raise ValueError(f"not a release name: {name!r}")
+    if release.rank < 1 or release.lora_int_id < 1:
+        raise ValueError(f"{name}: rank and lora_int_id must be at least 1")
+    for digest in (release.digest, release.config_digest, release.matcher_digest):
+        if digest is not None and _DIGEST_PATTERN.fullmatch(digest) is None:
+            raise ValueError(f"{name}: not a digest: {digest!r}")
+    if release.state not in STATES:
+        raise ValueError(f"{name}: state {release.state!r} is none of {', '.join(STATES)}")
+
+
+def _check_alias(manifest: Manifest, alias: str, entry: AliasEntry) -> None:
+    if COLLECTION_PATTERN.fullmatch(alias) is None:
+        raise ValueError(f"not an alias: {alias!r}")
+    if entry.route not in ROUTES:
+        raise ValueError(f"alias {alias}: route {entry.route!r} is none of {', '.join(ROUTES)}")
+    targets = [("alias", entry.release)]
+    if entry.canary is not None:
+        if not 0 < entry.canary.share < 1:
+            raise ValueError(f"canary of {alias}: share is {entry.canary.share!r}; allowed: above 0 and below 1")
+        if entry.canary.release == entry.release:
+            raise ValueError(f"canary of {alias} is {entry.release}, what the alias points at already")
+        targets.append(("canary of", entry.canary.release))
+    for what, name in targets:
+        target = manifest.releases.get(name)
         if target is None:
-            raise ValueError(f"alias {alias} points at {entry.release}, which is not in the manifest")
+            raise ValueError(f"{what} {alias} points at {name}, which is not in the manifest")
         if target.state == RETIRED:
-            raise ValueError(f"alias {alias} points at {entry.release}, which is retired")
+            raise ValueError(f"{what} {alias} points at {name}, which is retired")
 
 
 def _parse_alias(name: str, value: Any) -> AliasEntry:
-    entry = _dict(value, f"aliases.{name}")
-    if entry.get("canary") is not None:
-        raise ValueError(f"aliases.{name}.canary: this memupdate does not split traffic")
-    previous = entry.get("previous")
-    if previous is not None and not isinstance(previous, str):
-        raise ValueError(f"aliases.{name}.previous: expected text or null")
-    return AliasEntry(_text(entry, "release", f"aliases.{name}"), previous)
+    where = f"aliases.{name}"
+    entry = _dict(value, where)
+    return AliasEntry(
+        release=_text(entry, "release", where),
+        previous=_text_or_null(entry, "previous", where),
+        canary=_parse_canary(entry.get("canary"), f"{where}.canary"),
+        route=_text(entry, "route", where) if "route" in entry else ALWAYS,
+    )
+
+
+def _parse_canary(value: Any, where: str) -> Canary | None:
+    if value is None:
+        return None
+    entry = _dict(value, where)
+    share = entry.get("share")
+    if not isinstance(share, int | float) or isinstance(share, bool):
+        raise ValueError(f"{where}: share must be a number")
+    return Canary(_text(entry, "release", where), float(share))
 
 
 def _parse_release(name: str, value: Any) -> ReleaseEntry:
@@ -319,6 +395,7 @@ def _parse_release(name: str, value: Any) -> ReleaseEntry:
         lora_int_id=_integer(entry, "lora_int_id", where, minimum=1),
         base_fingerprint=_text(entry, "base_fingerprint", where),
         state=_text(entry, "state", where),
+        matcher_digest=_text_or_null(entry, "matcher_digest", where),
     )
 
 
@@ -337,6 +414,10 @@ def _text(value: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(found, str) or not found:
         raise ValueError(f"{where}: {key} must be text")
     return found
+
+
+def _text_or_null(value: dict[str, Any], key: str, where: str) -> str | None:
+    return None if value.get(key) is None else _text(value, key, where)
 
 
 def _integer(value: dict[str, Any], key: str, where: str, *, minimum: int) -> int:
