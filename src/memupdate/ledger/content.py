@@ -21,7 +21,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 def fact_json(fact: Fact) -> str:
     """Every field as ASCII JSON, so that NULs and lone surrogates pass through SQLite unharmed."""
     # Neither `asdict` nor an encoder made anew for each fact: either takes longer than all the rest of storing one.
-    data = {name: getattr(fact, name) for name in _SORTED_FIELDS}
+    values = vars(fact)
+    data = {name: values[name] for name in _SORTED_FIELDS}
     for name in ("locality", "portability"):
         data[name] = [{"prompt": probe.prompt, "target": probe.target} for probe in data[name]]
     data["context"] = [{"role": turn.role, "content": turn.content} for turn in fact.context]
@@ -85,4 +86,6 @@ def fact_row(fact: Fact, created_at_utc: str) -> dict[str, Any]:
 def storable(text: str | None) -> str | None:
     """`text` for a column that people read: lone surrogates become `?`."""
     # SQLite stores UTF-8; a lone surrogate has none. These columns are for reading, content_json has the exact text.
-    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "replace").decode("utf-8")

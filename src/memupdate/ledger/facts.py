@@ -139,7 +139,7 @@ class Facts(LedgerDatabase):
         """
         where, parameters = _filter(collection, status, search)
         rows = self._rows(
-            f"{_HISTORY} WHERE {where} ORDER BY h.collection, h.batch, h.position LIMIT :limit OFFSET :offset",
+            f"{_HISTORY} WHERE {where} ORDER BY h.batch, h.position LIMIT :limit OFFSET :offset",
             {**parameters, "limit": limit, "offset": offset},
         )
         return [_history(row) for row in rows]

@@ -7,6 +7,7 @@ time always has the same effect. `docs/ledger-rules.md` states the rules for peo
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from memupdate.facts.model import Fact, normalise
 from memupdate.ledger.records import RecordedReason, Told
@@ -64,6 +65,7 @@ def _is_older(new: Fact, live: Fact) -> bool:
     return told is not None and known is not None and told < known
 
 
+@lru_cache(maxsize=4_096)  # a file says few dates many times
 def instant(text: str | None) -> str | None:
     """An ISO 8601 date or time as a text that sorts by time: UTC, a year or month standing for its first day.
 
