@@ -77,7 +77,7 @@ class _Calibration:
     def __init__(self, session: Session, ledger: Ledger, wish: Wish, progress: Progress) -> None:
         self.session, self.ledger, self.wish, self.progress = session, ledger, wish, progress
         largest = max((cell.facts for cell in wish.cells), default=wish.expected[1])
-        self.job = CellJob(session.root, wish.facts, largest)
+        self.job = CellJob(session.root, session.recipe, wish.facts, largest)
         self.density: Density | None = None
         self.done, self.processor_s, self.crowded_s = 0, 0.0, 0.0
         self.messages: list[str] = []

@@ -11,13 +11,14 @@ import random
 import signal
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from memupdate.budget.design import Cell
 from memupdate.errors import FactsError
@@ -50,6 +51,8 @@ class CellJob:
     """What a worker needs to run cells of one workspace."""
 
     root: Path
+    recipe: str
+    """Of the session: a policy that was changed since is another job."""
     facts: Path | None
     """The operator's own facts; None for shipped or invented ones."""
     sizes: int
@@ -150,7 +153,10 @@ def measure_density(session: Session, kinds: tuple[str, ...], facts: Path | None
 
 @contextmanager
 def workers(count: int, job: CellJob) -> Iterator[Executor]:
-    """`count` processes of one thread each; a Ctrl-C ends them with their parent, and cells in flight are lost."""
+    """`count` processes of one thread each; a Ctrl-C ends them with their parent, and cells in flight are lost. One works right here."""
+    if count == 1:
+        yield _Here()
+        return
     executor = ProcessPoolExecutor(count, get_context("spawn"), _start_worker, (job,))
     try:
         yield executor
@@ -180,28 +186,38 @@ def submit_cell(executor: Executor, job: CellJob, cell: Cell, deadline_s: float 
     return executor.submit(_cell_job, job, cell, deadline_s)
 
 
+class _Here(Executor):
+    """Runs each job when it is submitted, in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """The finished job. Whatever it raises is raised here."""
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
 def _start_worker(job: CellJob) -> None:
     # Ctrl-C reaches the whole group; the parent, which stores what is done, is the one to act on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    session = _session(job.root)
+    session = _session(job)
     if session.base.device.type == "cpu":
         torch.set_num_threads(1)
 
 
 @cache
-def _session(root: Path) -> Session:
-    return Session.open(root)
+def _session(job: CellJob) -> Session:
+    return Session.open(job.root)
 
 
 @cache
 def _pool(job: CellJob, kind: str) -> list[Fact]:
-    return pool(_session(job.root), kind, job.facts, job.sizes)
+    return pool(_session(job), kind, job.facts, job.sizes)
 
 
 def _density_job(job: CellJob) -> Density:
-    session = _session(job.root)
+    session = _session(job)
     session.guard(_quiet)
     return measure_density(session, kinds_of(session, job.facts), job.facts, _quiet)
 
@@ -217,7 +233,7 @@ def _cell_job(job: CellJob, cell: Cell, deadline_s: float | None) -> Written:
             raise _OutOfTime
 
     try:
-        point = run_cell(_session(job.root), cell, chosen_facts(_pool(job, cell.kind), cell), watch)
+        point = run_cell(_session(job), cell, chosen_facts(_pool(job, cell.kind), cell), watch)
     except _OutOfTime:
         return Written(None, time.process_time() - began)
     return Written(point, time.process_time() - began)
