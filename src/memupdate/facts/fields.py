@@ -16,7 +16,14 @@ from typing import Any
 
 _ALLOWED_CONTROLS = frozenset("\n\r\t")
 _YEAR_OR_MONTH = re.compile(r"[0-9]{4}(-[0-9]{2})?")
-_KINDS: dict[type, str] = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+_KINDS: dict[type, str] = {
+    str: "text",
+    bytes: "bytes",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+}
 
 
 class RecordProblems(Exception):
@@ -213,7 +220,7 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

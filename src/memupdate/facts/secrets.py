@@ -67,7 +67,23 @@ BUILT_IN: dict[str, Pattern] = {
                 r"|[sr]k_live_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{32,}|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,}|npm_[A-Za-z0-9]{36}"
                 r"|pypi-[\w-]{40,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
             ),
-            ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "k_live_", "sk-", "aiza", "hf_", "npm_", "pypi-", "eyj"),
+            (
+                "ghp_",
+                "gho_",
+                "ghu_",
+                "ghs_",
+                "ghr_",
+                "github_pat_",
+                "glpat-",
+                "xox",
+                "k_live_",
+                "sk-",
+                "aiza",
+                "hf_",
+                "npm_",
+                "pypi-",
+                "eyj",
+            ),
         ),
         Pattern(
             "card-number",

@@ -113,6 +113,9 @@ class FactStream:
                 except RecordProblems as error:
                     yield from self._problems(record, error.problems)
                     continue
+                except RecursionError:  # just flat enough to be decoded
+                    yield Problem(record.number, self.unit, "nested too deeply", self.unit)
+                    continue
                 for fact in facts:
                     if found := self._secrets.problems(fact):
                         yield from (Problem(record.number, name, reason, self.unit) for name, reason in found)
@@ -136,7 +139,10 @@ class FactStream:
         return facts
 
     def _problems(self, record: _Record, problems: list[tuple[str, str]]) -> Iterator[Problem]:
-        text = record.text or json.dumps(record.value, ensure_ascii=False, default=str)
+        try:
+            text = record.text or json.dumps(record.value, ensure_ascii=False, default=str)
+        except RecursionError:
+            problems, text = [("line", "nested too deeply")], ""
         for name, reason in self._secrets.without_secrets(problems, text[:_HIDE_CHARACTERS]):
             yield Problem(record.number, self.unit if name == "line" else name, reason, self.unit)
 

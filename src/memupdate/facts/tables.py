@@ -19,7 +19,7 @@ from memupdate.facts.sources import ByteSource
 
 JSON_CELLS = frozenset({"paraphrases", "locality", "portability", "tags", "context"})
 """Native fields that are lists: a cell holds one as JSON, or else its only text."""
-_BATCH_ROWS = 512
+_BATCH_ROWS = 128
 _BUFFER_BYTES = 1 << 20
 
 

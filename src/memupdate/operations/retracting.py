@@ -13,6 +13,7 @@ from pathlib import Path
 from memupdate.errors import LedgerError, UsageError
 from memupdate.facts.model import Fact, normalise
 from memupdate.facts.reader import read_facts
+from memupdate.facts.secrets import SecretPatterns
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.maintenance import Retraction
 from memupdate.ledger.records import FactHistory
@@ -47,7 +48,8 @@ def find_facts(
         search.by_id(prefix)
     for key in keys:
         search.by_key(key)
-    for located in read_facts(file).facts if file is not None else ():
+    # What a policy now refuses as a secret may be in the weights from before, and is then what most wants retracting.
+    for located in read_facts(file, secrets=SecretPatterns(())).facts if file is not None else ():
         search.by_content(located.fact, f"{file}:{located.line}")
     if search.problems:
         first, count = search.problems[0], len(search.problems)
