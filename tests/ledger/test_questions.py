@@ -199,6 +199,24 @@ def test_waiting_facts_say_why(ledger: Ledger, build: Any) -> None:
     assert [row.fact for row in ledger.waiting()] == [CAFE.id]
 
 
+def test_facts_that_are_only_on_record_are_found_and_explained(ledger: Ledger, build: Any) -> None:
+    build.add(LEADER2)
+    older = replace(LEADER, valid_from="2001")
+    later = replace(PLACE, valid_from="9001", target="Mars")
+    assert build.receive([older, later]) is None
+    assert [(hit.id, hit.status, hit.batch) for hit in ledger.search("wanda")] == [(older.id, "older", None)]
+    assert [(row.target, row.status) for row in ledger.history(older.id)] == [
+        ("Otto Brandt", "live"),
+        ("Wanda Kettleman", "older"),
+    ]
+    found = ledger.explain(older.id)
+    assert (found.traces, found.releases) == ((), ())
+    assert [(source.source.path, source.line) for source in found.sources] == [("facts.jsonl", 1)]
+    (waiting,) = ledger.waiting()
+    assert (waiting.fact, waiting.status, waiting.batch) == (later.id, "future", None)
+    assert waiting.why.startswith("true from 9001 on")
+
+
 def test_version_at_a_moment(ledger: Ledger, build: Any) -> None:
     assert ledger.version_at("acme", "9999") == 0
     first = build.add(LEADER)

@@ -115,4 +115,8 @@ def explanation_views(found: FactExplanation) -> list[RenderableType]:
             "status": trace.status,
         }
         shown += views(f"batch {trace.batch} of {trace.collection}", steps)
+    if not found.traces:
+        shown += views(
+            "stated, not taught", [{"file": source.source.path, "line": source.line} for source in found.sources]
+        )
     return shown + (views("proofs", plain["proofs"]) if plain["proofs"] else [])

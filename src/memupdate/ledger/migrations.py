@@ -639,3 +639,39 @@ def m013_views_by_index(db: Database) -> None:
         (row[0], row[1]) for row in db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid")
     ]
     _run(db, *(f"DROP VIEW {name}" for name, _ in views), *(sql.replace(slow, quick) for _, sql in views))
+
+
+@_step
+def m014_waiting_for_its_time(db: Database) -> None:
+    """Among the waiting facts those that are not true yet."""
+    _run(
+        db,
+        "DROP VIEW facts_waiting",
+        """CREATE VIEW facts_waiting AS
+            SELECT h.collection, h.fact, f.prompt, f.target, h.status, h.batch, h.batch_state, h.at_utc,
+                CASE h.status
+                    WHEN 'pending' THEN 'batch ' || h.batch || ' is ' || h.batch_state
+                    WHEN 'failed' THEN b.failure_reason
+                    ELSE COALESCE((
+                        SELECT 'token ' || (p.failed_position + 1) || ' of the target, ' || p.failed_token
+                            || ', came out as ' || p.emitted_token
+                        FROM proofs p WHERE p.fact = h.fact AND p.release = h.release AND p.failed_token IS NOT NULL
+                        ORDER BY p.id DESC LIMIT 1
+                    ), 'a token of the target was not sure enough')
+                END AS why
+            FROM fact_history h JOIN facts f ON f.id = h.fact JOIN batches b ON b.id = h.batch
+            WHERE h.status IN ('pending', 'failed', 'unproved') AND NOT EXISTS (
+                SELECT 1 FROM facts same JOIN batch_facts again ON again.fact = same.id
+                JOIN batches later ON later.id = again.batch
+                WHERE same.key = f.key AND later.collection = h.collection AND later.id > h.batch
+            )
+            UNION ALL
+            SELECT t.collection, t.fact, f.prompt, f.target, t.reason, NULL, NULL, t.told_at_utc,
+                'true from ' || json_extract(f.content_json, '$.valid_from') || ' on; it is taught when it is told again then'
+            FROM recorded_facts t JOIN facts f ON f.id = t.fact
+            WHERE t.reason = 'future' AND NOT EXISTS (SELECT 1 FROM purges WHERE purges.fact = t.fact) AND NOT EXISTS (
+                SELECT 1 FROM facts same JOIN batch_facts again ON again.fact = same.id
+                JOIN batches later ON later.id = again.batch
+                WHERE same.key = f.key AND later.collection = t.collection AND later.created_at_utc > t.told_at_utc
+            )""",
+    )

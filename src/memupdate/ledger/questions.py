@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from memupdate.errors import LedgerError
 from memupdate.facts.model import normalise, prompt_key
 from memupdate.ledger.facts import Facts
-from memupdate.ledger.records import BatchState, Change, FactStatus
+from memupdate.ledger.records import BatchState, Change, FactSource, FactStatus, RecordedReason
 from memupdate.ledger.search import Search
 
 _Row = TypeVar("_Row")
@@ -34,7 +34,7 @@ class FactLifetime:
     prompt: str
     target: str
     change: Change
-    status: FactStatus
+    status: FactStatus | RecordedReason
     valid_from: str | None
     """When it began to be true, as told."""
     valid_to: str | None
@@ -106,6 +106,8 @@ class FactExplanation:
     target: str
     releases: tuple[str, ...]
     """Releases that have it, oldest first."""
+    sources: tuple[FactSource, ...]
+    """Every line that ever stated it, also where it was known already or was not taught."""
     traces: tuple[FactTrace, ...]
     proofs: tuple[ReleaseProofs, ...]
 
@@ -119,9 +121,10 @@ class WaitingFact:
     """Its id."""
     prompt: str
     target: str
-    status: FactStatus
-    batch: int
-    batch_state: BatchState
+    status: FactStatus | RecordedReason
+    batch: int | None
+    """None for a fact that is not true yet."""
+    batch_state: BatchState | None
     at_utc: str
     why: str
 
@@ -186,7 +189,7 @@ class Questions(Facts, Search):
             {"fact": fact.id},
         )
         return FactExplanation(
-            fact.id, fact.key, fact.prompt, fact.target, detail.releases, tuple(traces), tuple(proofs)
+            fact.id, fact.key, fact.prompt, fact.target, detail.releases, detail.sources, tuple(traces), tuple(proofs)
         )
 
     def waiting(self, collection: str | None = None, *, limit: int = -1) -> list[WaitingFact]:
@@ -194,7 +197,7 @@ class Questions(Facts, Search):
         return self._records(
             WaitingFact,
             "SELECT * FROM facts_waiting WHERE (:collection IS NULL OR collection = :collection) "
-            "ORDER BY collection, batch, fact LIMIT :limit",
+            "ORDER BY collection, at_utc, batch, fact LIMIT :limit",
             {"collection": collection, "limit": limit},
         )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from memupdate.facts.model import normalise
 from memupdate.ledger.content import storable
 from memupdate.ledger.database import LedgerDatabase
-from memupdate.ledger.records import FactStatus
+from memupdate.ledger.records import FactStatus, RecordedReason
 
 MARKS = ("[", "]")
 """Around each word that matched."""
@@ -31,12 +31,18 @@ SELECT h.collection, h.status, h.release, h.batch FROM fact_history h
 WHERE h.fact = :fact AND (:collection IS NULL OR h.collection = :collection)
     AND h.batch = (SELECT MAX(bf.batch) FROM batch_facts bf JOIN batches b ON b.id = bf.batch
         WHERE bf.fact = h.fact AND b.collection = h.collection)
-ORDER BY h.collection
+UNION ALL
+SELECT t.collection, t.reason, NULL, NULL FROM recorded_facts t
+WHERE t.fact = :fact AND (:collection IS NULL OR t.collection = :collection) AND NOT EXISTS (
+    SELECT 1 FROM batch_facts bf JOIN batches b ON b.id = bf.batch
+    WHERE bf.fact = t.fact AND b.collection = t.collection)
+ORDER BY 1
 """
 
 _TOLD = """
-EXISTS (SELECT 1 FROM batch_facts bf JOIN batches b ON b.id = bf.batch
+(EXISTS (SELECT 1 FROM batch_facts bf JOIN batches b ON b.id = bf.batch
     WHERE bf.fact = f.id AND (:collection IS NULL OR b.collection = :collection))
+OR EXISTS (SELECT 1 FROM recorded_facts t WHERE t.fact = f.id AND (:collection IS NULL OR t.collection = :collection)))
 """
 
 
@@ -50,10 +56,10 @@ class SearchHit:
     snippet: str
     """The text that matched best, its matching words in brackets."""
     collection: str
-    status: FactStatus
-    """What became of it in its newest batch."""
+    status: FactStatus | RecordedReason
+    """What became of it in its newest batch, or why it is only on record."""
     release: str | None
-    batch: int
+    batch: int | None
 
 
 class Search(LedgerDatabase):
