@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from memupdate.operations.reports import AddReport, CalibrationReport, PlanReport
     from memupdate.reports.content import CapacityReport
 
-SHOWN_CONFLICTS = 20
-"""Superseded facts listed in full; the JSON document has all of them."""
+TOLD_KINDS = ("superseding", "older", "ended", "future", "new", "unchanged")
+"""What a fact may do, in the order of the table: first what needs a look."""
+SHOWN_CONFLICTS = 10
+"""Facts of each kind that are listed; the JSON document has all of them."""
 
 
 def calibration_views(report: CalibrationReport) -> list[RenderableType]:
@@ -37,22 +39,34 @@ def calibration_views(report: CalibrationReport) -> list[RenderableType]:
 
 
 def plan_views(report: PlanReport) -> list[RenderableType]:
-    """The plan, what it supersedes, and what was left out."""
-    from rich.table import Table
+    """The plan, what each fact does, and what was left out."""
     from rich.text import Text
 
     from memupdate.reports.tables import plan_table
 
     shown: list[RenderableType] = [plan_table(report.plan)] if report.plan is not None else []
-    if report.superseding:
-        table = Table("prompt", "old", "new", title="Superseded facts", title_justify="left")
-        for row in report.superseding[:SHOWN_CONFLICTS]:
-            table.add_row(*(Text(shorten(text)) for text in row))
-        shown.append(table)
-        if len(report.superseding) > SHOWN_CONFLICTS:
-            shown.append(Text(f"and {len(report.superseding) - SHOWN_CONFLICTS} more"))
+    if report.rows:
+        shown.append(told_table(report))
     shown += [Text(f"left out: {line}") for line in report.skipped]
     return [*shown, *(Text(message) for message in report.messages)]
+
+
+def told_table(report: PlanReport) -> RenderableType:
+    """What facts do, the first of each kind, what changes something first; the title has the counts."""
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = {kind: getattr(report.counts, kind) for kind in (*TOLD_KINDS, "duplicates", "problems")}
+    title = ", ".join(f"{number:,} {kind}" for kind, number in counts.items() if number)
+    table = Table("fact", "line", "prompt", "live", "told", title=title, title_justify="left")
+    for kind in TOLD_KINDS:
+        rows = [row for row in report.rows if row.told == kind]
+        for row in rows[:SHOWN_CONFLICTS]:
+            live, told = row.live_target or "", "" if kind == "unchanged" else row.target
+            table.add_row(kind, str(row.line), *(Text(shorten(text)) for text in (row.prompt, live, told)))
+        if len(rows) > SHOWN_CONFLICTS:
+            table.add_row(kind, "", Text(f"and {len(rows) - SHOWN_CONFLICTS:,} more"), "", "")
+    return table
 
 
 def capacity_views(report: CapacityReport) -> list[RenderableType]:

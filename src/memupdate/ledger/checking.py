@@ -66,9 +66,11 @@ class Checking(LedgerDatabase):
         return self._row("SELECT 1 FROM links WHERE hash = ?", [link_hash]) is not None
 
     def file_digests(self) -> list[FileDigest]:
-        """What the registry and the slices must be, by release and slice."""
+        """What the registry and the slices must be, by release and slice; of a batch that was trained again, the newest slice."""
         releases = self._rows("SELECT name, relative_path, digest FROM releases ORDER BY collection, version")
-        slices = self._rows("SELECT id, relative_path, sha256 FROM slices ORDER BY id")
+        slices = self._rows(
+            "SELECT id, relative_path, sha256 FROM slices WHERE id IN (SELECT MAX(id) FROM slices GROUP BY batch) ORDER BY id"
+        )
         return [
             *(FileDigest(f"release {row['name']}", row["relative_path"], row["digest"]) for row in releases),
             *(FileDigest(f"slice {row['id']}", row["relative_path"], row["sha256"]) for row in slices),

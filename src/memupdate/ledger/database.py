@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +35,14 @@ _CACHE_KIB = 48 * 1024
 """Pages kept in memory: enough for the index that a large batch fills in no order, and far from all of a large ledger."""
 _LOG_BYTES = 64 * 2**20
 """What is left of the write-ahead log after a large transaction."""
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A migration that a ledger has not seen."""
+
+    name: str
+    does: str
 
 
 class LedgerDatabase:
@@ -103,23 +112,48 @@ class LedgerDatabase:
         raise LedgerError(f"{self.path}: {what}", hint)
 
     def _migrate(self) -> None:
+        self._refuse_newer()
         applied = self._applied_steps()
-        unknown = [name for name in applied if name not in STEPS]
-        if unknown:
-            raise LedgerError(
-                f"{self.path}: written by a newer memupdate (it has {', '.join(unknown)})", "upgrade memupdate"
-            )
         pending = [name for name in STEPS if name not in applied]
         if not pending:
             return
         if self.readonly:
             raise LedgerError(
                 f"{self.path}: written by an older memupdate (it lacks {', '.join(pending)})",
-                "run any command that writes, such as `memupdate resume`, to bring it up to date",
+                "run `memupdate ledger migrate` to bring it up to date; with --preview it says what would change",
             )
         from memupdate.ledger.migrations import MIGRATIONS
 
         MIGRATIONS.apply(self._db)
+
+    def _refuse_newer(self) -> None:
+        unknown = [name for name in self._applied_steps() if name not in STEPS]
+        if unknown:
+            raise LedgerError(
+                f"{self.path}: written by a newer memupdate (it has {', '.join(unknown)})", "upgrade memupdate"
+            )
+
+    @classmethod
+    def pending_steps(cls, path: Path | str) -> list[PendingStep]:
+        """What opening the ledger at `path` for writing would change in its schema; nothing is written.
+
+        Raises:
+            LedgerError: missing, no ledger, damaged, or made by a newer memupdate.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise LedgerError(f"{path}: no ledger here", "make a workspace with `memupdate init`, or check --workspace")
+        with plain_errors(path):
+            connection = _open_for_reading(path)
+            try:
+                ledger = cls(path, connection, readonly=True)
+                ledger._check_identity(create=False)
+                ledger._refuse_newer()
+                applied = ledger._applied_steps()
+            finally:
+                connection.close()
+        steps = [(name, step) for name, step in STEPS.items() if name not in applied]
+        return [PendingStep(name, " ".join((step.__doc__ or "").split())) for name, step in steps]
 
     def _applied_steps(self) -> list[str]:
         """Names of the steps that this file has seen, in order; looked up without sqlite-utils, for quick starts."""

@@ -9,6 +9,7 @@ from typing import Any
 from memupdate.budget.plan import Plan
 from memupdate.law.fit import LawFit
 from memupdate.law.points import LawPoint
+from memupdate.ledger.records import ToldCounts, ToldFact
 
 
 class Report:
@@ -52,6 +53,10 @@ class PlanReport(Report):
     superseding: tuple[tuple[str, str, str], ...]
     """(prompt, old target, new target)."""
     unchanged: int
+    counts: ToldCounts = field(default_factory=ToldCounts)
+    """Facts by what they do."""
+    rows: tuple[ToldFact, ...] = ()
+    """What each fact of the file does, in its order; lines that repeat an earlier one are left out."""
     skipped: tuple[str, ...] = ()
     """Bad lines that `--skip-invalid` left out."""
     messages: tuple[str, ...] = ()

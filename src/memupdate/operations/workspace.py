@@ -11,13 +11,13 @@ from pathlib import Path
 
 from memupdate.errors import MemupdateError, UsageError
 from memupdate.facts.model import Fact
-from memupdate.facts.reader import FactsFile, collect_facts, read_facts
+from memupdate.facts.reader import read_facts
 from memupdate.law.density import density_from
 from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.lock import lock_holder, workspace_lock
-from memupdate.ledger.records import Batch, FactsDiff, ReleaseRecord
+from memupdate.ledger.records import Batch, FactsDiff, ReleaseRecord, ToldCounts
 from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
 from memupdate.operations import (
     backing_up,
@@ -29,6 +29,7 @@ from memupdate.operations import (
     reporting,
     retracting,
     serving,
+    telling,
     verifying,
 )
 from memupdate.operations.backing_up import BackupReport
@@ -225,24 +226,23 @@ class Workspace(LedgerQuestions):
             OverBudget: no rank within the policy holds the facts.
         """
         name, stream = collection or self.collection, self.session.fact_stream(facts, columns=columns, format=format)
-        facts_file = collect_facts(stream, skip_invalid=skip_invalid)
-        with self.reader() as ledger:
+        with self.reader() as ledger, ledger.stage(name, stream, skip_invalid=skip_invalid) as staged:
             fit = planning.current_fit(self.session, ledger)
-        if fit is None:
-            with self.writer("plan") as ledger:
-                fit = calibrating.ensure_fit(self.session, ledger, progress)
-        with self.reader() as ledger:
-            diff = ledger.diff(name, [located.fact for located in facts_file.facts])
-            live = ledger.live_facts(name)
+            if fit is None:
+                with self.writer("plan") as writing:
+                    fit = calibrating.ensure_fit(self.session, writing, progress)
+            diff, live = staged.diff(), ledger.live_facts(name)
             plan = (
                 None if diff.is_empty else planning.make_plan(self.session, ledger, name, diff, fit, live_before=live)
             )
             advice = compacting.advice(self.session, ledger, name, fit, plan)
-        return PlanReport(
-            file=str(facts), collection=name, plan=plan, new=tuple(f.prompt for f in diff.new),
-            superseding=tuple((new.prompt, old.target, new.target) for new, old in diff.superseding), unchanged=len(diff.unchanged),
-            skipped=_skipped(facts_file), messages=() if advice is None else (advice,),
-        )  # fmt: skip
+            rows = tuple(staged.told())
+            return PlanReport(
+                file=str(facts), collection=name, plan=plan, new=tuple(f.prompt for f in diff.new),
+                superseding=tuple((new.prompt, old.target, new.target) for new, old in diff.superseding),
+                unchanged=len(diff.unchanged), counts=staged.counts, rows=rows, skipped=telling.skipped_lines(staged),
+                messages=telling.told_messages(staged) + (() if advice is None else (advice,)),
+            )  # fmt: skip
 
     def add(
         self,
@@ -272,19 +272,18 @@ class Workspace(LedgerQuestions):
         """
         facts = Path(facts)
         name, stream = collection or self.collection, self.session.fact_stream(facts, columns=columns, format=format)
-        facts_file = collect_facts(stream, skip_invalid=skip_invalid)
         started = time.monotonic()
         with self.writer(f"add {facts.name}") as ledger:
-            self._refuse_over_budget(ledger, name, facts_file, progress)
-            batch = ledger.receive_batch(name, facts_file, self.session.policy.resolved_json(), publish=publish)
+            with ledger.stage(name, stream, skip_invalid=skip_invalid) as staged:
+                # Planned before anything is stored, so that a batch that cannot be held leaves no trace.
+                self._refuse_plan(ledger, name, staged.diff(), progress)
+                counts, skipped, notes = staged.counts, telling.skipped_lines(staged), telling.told_messages(staged)
+                batch = ledger.receive_batch(name, staged, self.session.policy.resolved_json(), publish=publish)
             if batch is None:
-                return _nothing_new(name, facts_file, time.monotonic() - started)
+                return _nothing_new(name, counts, skipped, notes, time.monotonic() - started)
             report = self._advance(ledger, batch.id, progress)
-            return replace(report, duration_s=time.monotonic() - started, skipped=_skipped(facts_file))
-
-    def _refuse_over_budget(self, ledger: Ledger, name: str, facts_file: FactsFile, progress: Progress) -> None:
-        """Plan before anything is stored, so that a batch that cannot be held leaves no trace."""
-        self._refuse_plan(ledger, name, ledger.diff(name, [located.fact for located in facts_file.facts]), progress)
+            messages = (*notes, *report.messages)
+            return replace(report, duration_s=time.monotonic() - started, skipped=skipped, messages=messages)
 
     def _refuse_plan(self, ledger: Ledger, name: str, diff: FactsDiff, progress: Progress) -> None:
         if not diff.is_empty:
@@ -621,15 +620,15 @@ def _take_shipped_points(session: Session, ledger: Ledger) -> None:
         calibrating.refit(session, ledger, density=density_from(json.loads(text).get("density")))
 
 
-def _skipped(facts_file: FactsFile) -> tuple[str, ...]:
-    return tuple(problem.describe(facts_file.path) for problem in facts_file.skipped)
-
-
-def _nothing_new(collection: str, facts_file: FactsFile, duration_s: float) -> AddReport:
-    """Every fact of the file is live already."""
-    note = f"all {len(facts_file.facts)} facts are stored already; nothing to do"
+def _nothing_new(
+    collection: str, counts: ToldCounts, skipped: tuple[str, ...], notes: tuple[str, ...], duration_s: float
+) -> AddReport:
+    """No fact of the file is to be taught: each is live already, or only put on record."""
+    if counts.unchanged:
+        number = f"all {counts.unchanged}" if not counts.recorded else str(counts.unchanged)
+        notes = (f"{number} facts are stored already; nothing to do", *notes)
     return AddReport(
         batch_id=None, collection=collection, state="unchanged", release=None, plan=None, rank=None, attempts=0, epochs=0,
         measured_loss_nats=None, kl_nats=None, facts_total=0, facts_proved=0, facts_new=0, failures=(), probes_unchanged_share=None,
-        probes=0, publication=None, duration_s=duration_s, messages=(note,), skipped=_skipped(facts_file),
+        probes=0, publication=None, duration_s=duration_s, messages=notes, skipped=skipped,
     )  # fmt: skip
