@@ -23,7 +23,7 @@ from memupdate.errors import FactsError
 
 STDIN = "-"
 """The path that stands for standard input."""
-BUFFER_BYTES = 1 << 16
+BUFFER_BYTES = 1 << 18
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_INPUT_BYTES = 2048
@@ -106,17 +106,16 @@ class ByteSource:
 
 
 class _Counted(io.RawIOBase):
-    def __init__(self, file: IO[bytes], source: ByteSource) -> None:
+    def __init__(self, file: Any, source: ByteSource) -> None:
         self._file, self._source = file, source
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
-        self._source.took(data)
-        buffer[: len(data)] = data
-        return len(data)
+        count: int = self._file.readinto(buffer)
+        self._source.took(buffer[:count])
+        return count
 
 
 class _Zstandard(io.RawIOBase):
