@@ -251,14 +251,14 @@ def test_line_length_is_exact(end: str, read: Any, problems: Any) -> None:
         assert found.size_bytes == len(long + GOOD + end)
 
 
-def test_a_line_of_two_gigabytes_is_refused_in_little_memory(tmp_path: Path) -> None:
+def test_a_line_of_a_gigabyte_is_refused_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "huge.jsonl"
     with path.open("wb") as file:
         file.write(b'{"prompt": "')
-        file.truncate(2 * 2**30)  # sparse: takes no disk
+        file.truncate(2**30)  # sparse: takes no disk
     code = (
         "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))\n"
         "from memupdate.facts import read_facts\n"
         "from memupdate.errors import FactsError\n"
         "try:\n    read_facts(sys.argv[1])\n"
