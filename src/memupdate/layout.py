@@ -15,6 +15,8 @@ RELEASES_DIR = "releases"
 RELEASE_FILE = "memupdate.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+MATCHER_FILE = "matcher.json"
+ACCESS_FILE = "access.json"
 SLICES_DIR = "slices"
 SLICE_WEIGHTS_FILE = "slice.safetensors"
 CACHE_DIR = "cache"
@@ -42,6 +44,11 @@ class RegistryLayout:
     @property
     def manifest(self) -> Path:
         return self.root / MANIFEST_FILE
+
+    @property
+    def access(self) -> Path:
+        """Which API keys may ask which collections; absent where none are bound."""
+        return self.root / ACCESS_FILE
 
     @property
     def releases(self) -> Path:

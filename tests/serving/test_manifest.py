@@ -20,7 +20,7 @@ from memupdate.serving.manifest import (
     AliasEntry,
     Canary,
     Manifest,
-    ManifestCache,
+    manifest_cache,
     ManifestError,
     ReleaseEntry,
     manifest_json,
@@ -158,7 +158,7 @@ def test_a_manifest_of_version_1_is_read() -> None:
 def test_the_cache_parses_a_file_once(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     write_manifest(path, example())
-    cache = ManifestCache(path)
+    cache = manifest_cache(path)
     with patch.object(module, "parse_manifest", wraps=parse_manifest) as parse:
         first = cache.get()
         assert first is not None
@@ -175,7 +175,7 @@ def test_the_cache_parses_a_file_once(tmp_path: Path) -> None:
 
 def test_the_cache_survives_a_missing_file_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "manifest.json"
-    cache = ManifestCache(path)
+    cache = manifest_cache(path)
     with caplog.at_level(logging.WARNING):
         assert cache.get() is None
         assert cache.get() is None
@@ -196,7 +196,7 @@ def test_a_manifest_cut_off_at_every_byte_leaves_the_last_good_one(tmp_path: Pat
     path = tmp_path / "manifest.json"
     good = example()
     write_manifest(path, good)
-    cache = ManifestCache(path)
+    cache = manifest_cache(path)
     assert cache.get() == good
     whole = manifest_json(with_alias(good, "acme", "acme@v2")).encode()
     for length in range(len(whole) - 1):  # The last byte is a newline, without which the document is whole.

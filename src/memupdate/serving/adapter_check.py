@@ -26,9 +26,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from memupdate.errors import EngineError
-from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, RELEASE_FILE
+from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MATCHER_FILE, RELEASE_FILE
 
-ALLOWED_FILES = frozenset({ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, RELEASE_FILE, "README.md"})
+ALLOWED_FILES = frozenset({ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, MATCHER_FILE, RELEASE_FILE, "README.md"})
 """All that a release folder may hold; PEFT writes the README."""
 
 _EXPONENT_MASKS: dict[str, tuple[str, int]] = {

@@ -10,3 +10,11 @@ BASE_FINGERPRINT_ENV = "MEMUPDATE_BASE_FINGERPRINT"
 """`sha256:…` of the base model that the engine serves; by default what the manifest says."""
 MAX_BODY_ENV = "MEMUPDATE_MAX_BODY_BYTES"
 """Limit for request bodies."""
+
+BASE_MODEL_ENV = "MEMUPDATE_BASE_MODEL"
+"""Name under which vLLM serves the untouched base model; without it an alias's route `matched` is as `always`."""
+ACCESS_ENV = "MEMUPDATE_ACCESS"
+"""File that binds API keys to collections, by default `access.json` in the registry. Where it is set, nobody is let in
+without such a file."""
+OPERATOR_KEY_ENV = "VLLM_API_KEY"
+"""vLLM's own variable: the key that vLLM checks itself. Where keys are bound to collections it may ask everything."""

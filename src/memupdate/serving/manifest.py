@@ -8,10 +8,7 @@ lock writes. This module knows nothing about vLLM, HTTP or adapters' contents.
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any, TypeVar
 
 from memupdate.errors import UsageError
 from memupdate.layout import COLLECTION_PATTERN, RELEASE_PATTERN
+from memupdate.serving.last_good import LastGood, Unreadable, read_file
 from memupdate.storage import write_text_atomic
 
 SCHEMA_VERSION = 2
@@ -37,8 +35,6 @@ MATCHED = "matched"
 ROUTES = (ALWAYS, MATCHED)
 
 _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
-_MAX_MANIFEST_BYTES = 64 << 20
-_LOG = logging.getLogger("memupdate.manifest")
 _T = TypeVar("_T")
 
 
@@ -207,7 +203,10 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         ManifestError: missing, unreadable, torn or inconsistent.
     """
-    return _read(path)[0]
+    try:
+        return read_file(path, parse_manifest)[0]
+    except Unreadable as error:
+        raise ManifestError(str(error), "publish again, or restore the file from a backup") from error
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -221,79 +220,9 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_text_atomic(path, manifest_json(manifest))
 
 
-_Identity = tuple[int, int, int]
-
-
-class ManifestCache:
-    """The manifest at `path`, read again only when (mtime_ns, size, inode) changes: one `stat` per call otherwise.
-
-    A torn, missing or foreign file is logged once per state it is seen in, and the last good manifest stays in force.
-    `get` never raises. Safe to share between threads.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._seen: _Identity | None = None
-        self._good: Manifest | None = None
-        self._missing_logged = False
-        self._lock = threading.Lock()
-
-    def get(self) -> Manifest | None:
-        """The last good manifest; None as long as there has never been one."""
-        try:
-            identity = _identity(os.stat(self.path))
-        except (OSError, ValueError) as error:
-            self._log_missing(error)
-            return self._good
-        if identity != self._seen:
-            self._reload(identity)
-        return self._good
-
-    def _reload(self, identity: _Identity) -> None:
-        with self._lock:
-            if identity == self._seen:
-                return
-            try:
-                manifest, read_identity = _read(self.path)
-            except ManifestError as error:
-                # Remembered as seen, so that a broken file is not parsed again for every request.
-                self._seen = identity
-                kept = "none so far" if self._good is None else f"generation {self._good.generation}"
-                _LOG.warning("%s; keeping the last good manifest (%s)", error.message, kept)
-                return
-            self._good = manifest
-            self._seen = read_identity
-            self._missing_logged = False
-            _LOG.info("read manifest generation %d of %s", manifest.generation, self.path)
-
-    def _log_missing(self, error: Exception) -> None:
-        if not self._missing_logged:
-            self._missing_logged = True
-            # Forget what was seen: a file that comes back is read even if its identity is the same.
-            self._seen = None
-            _LOG.warning("%s: cannot be read (%s); keeping the last good manifest", self.path, error)
-
-
-def _read(path: Path) -> tuple[Manifest, _Identity]:
-    """The manifest and the identity of exactly the file that was read."""
-    try:
-        with path.open("rb") as file:
-            identity = _identity(os.fstat(file.fileno()))
-            content = file.read(_MAX_MANIFEST_BYTES + 1)
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: there is no manifest") from None
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read ({error})") from error
-    if len(content) > _MAX_MANIFEST_BYTES:
-        raise ManifestError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes")
-    try:
-        return parse_manifest(content), identity
-    except ValueError as error:
-        raise ManifestError(f"{path}: {error}", "publish again, or restore the file from a backup") from error
-
-
-def _identity(status: os.stat_result) -> _Identity:
-    return (status.st_mtime_ns, status.st_size, status.st_ino)
+def manifest_cache(path: Path) -> LastGood[Manifest]:
+    """The manifest at `path`, parsed once per change; the last good one stays in force while the file is torn or missing."""
+    return LastGood(path, lambda content: parse_manifest(content))
 
 
 def _with_entry(manifest: Manifest, alias: str, entry: AliasEntry) -> Manifest:

@@ -1,4 +1,4 @@
-"""The middleware that vLLM runs in front of its routes: aliases become releases, admin routes stay closed.
+"""The middleware that vLLM runs in front of its routes: aliases become releases, keys are bound, admin routes stay closed.
 
 `vllm serve … --middleware memupdate.serving.middleware.AliasMiddleware`, with `MEMUPDATE_REGISTRY` set. Pure ASGI.
 Invariant: an alias is resolved once per request, against the manifest as it is at that moment, so each answer is
@@ -16,21 +16,32 @@ import json
 import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memupdate.layout import RELEASE_PATTERN, RegistryLayout
-from memupdate.serving.env import ADMIN_TOKEN_ENV, MAX_BODY_ENV, REGISTRY_ENV
-from memupdate.serving.manifest import RETIRED, ManifestCache
+from memupdate.layout import RegistryLayout
+from memupdate.serving.access import Access, AccessUnreadable, Binding, presented_key
+from memupdate.serving.env import (
+    ACCESS_ENV,
+    ADMIN_TOKEN_ENV,
+    BASE_MODEL_ENV,
+    MAX_BODY_ENV,
+    OPERATOR_KEY_ENV,
+    REGISTRY_ENV,
+)
+from memupdate.serving.manifest import Manifest, manifest_cache
+from memupdate.serving.metrics import serving_metrics
+from memupdate.serving.routing import Matchers, Refusal, Route, Router
 
 ADMIN_TOKEN_HEADER = "x-memupdate-admin-token"
 RELEASE_HEADER = "x-memupdate-release"
 ALIAS_HEADER = "x-memupdate-alias"
+ROUTE_HEADER = "x-memupdate-route"
+"""Of a request to an alias: `release`, `base`, or why the route could not be decided (`unreadable`, `no_matcher`)."""
+SESSION_HEADER = "x-memupdate-session"
+"""A client's own name for a conversation, which keeps it on one side of a canary."""
 DEFAULT_MAX_BODY_BYTES = 32 << 20
 """Room for a long conversation with images in it."""
-MAX_MODEL_CHARS = 1024
-"""Longer model names are answered here: vLLM keeps a lock for every unknown name that it is ever asked for."""
 
 INFERENCE_ROUTES = frozenset(
     {
@@ -52,6 +63,9 @@ _CANCEL_ROUTE = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,256}/cancel")
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CLOSED_READING_ROUTES = frozenset({"/server_info"})
 """GET routes that show the server's environment."""
+_MODELS_ROUTE = "/v1/models"
+_KEYED_PREFIXES = ("/v1/", "/v2/", "/inference/", "/cohere/")
+"""Reading routes below these need a key where keys are bound; vLLM guards the same."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -60,28 +74,32 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-@dataclass(frozen=True)
-class _Route:
-    """What became of a request's `model`."""
-
-    body: bytes
-    release: str | None = None
-    alias: str | None = None
-    refusal: str | None = None
-    """Why it is a 404, where it is."""
-
-
 class _ClientLeft(Exception):
     """The client went away before its body was complete: nobody is there to be answered."""
 
 
+class _Refused(Exception):
+    """The request is answered here."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+_ADMIN = Refusal(403, "PermissionDeniedError", "this route needs the admin token", "admin")
+_NO_KEY = Refusal(401, "AuthenticationError", "a valid API key is needed", "no_key")
+_NO_RULES = Refusal(503, "ServiceUnavailableError", "the rules of access cannot be read", "access_unreadable")
+_NOT_JSON = Refusal(415, "UnsupportedMediaTypeError", "the body must be application/json", "not_json")
+
+
 class AliasMiddleware:
-    """Rewrites `model` from an alias to the release it points at now; keeps admin routes closed.
+    """Rewrites `model` from an alias to the release it points at now; keeps admin routes and other tenants' releases closed.
 
     Args:
         registry: the registry folder; by default `MEMUPDATE_REGISTRY`; without it no alias is known.
         admin_token: by default `MEMUPDATE_ADMIN_TOKEN`; without one admin routes are closed to everyone.
         max_body_bytes: larger request bodies get 413; by default `MEMUPDATE_MAX_BODY_BYTES` or 32 MiB.
+        base_model: what vLLM calls the untouched base model; by default `MEMUPDATE_BASE_MODEL`.
     """
 
     def __init__(
@@ -91,62 +109,124 @@ class AliasMiddleware:
         registry: Path | None = None,
         admin_token: str | None = None,
         max_body_bytes: int | None = None,
+        base_model: str | None = None,
     ) -> None:
         self._app = app
         folder = registry or (Path(os.environ[REGISTRY_ENV]) if os.environ.get(REGISTRY_ENV) else None)
-        self._manifest = ManifestCache(RegistryLayout(folder).manifest) if folder else None
+        layout = RegistryLayout(folder) if folder else None
+        self._manifest = manifest_cache(layout.manifest) if layout else None
+        self._seen: Manifest | None = None
+        base = base_model if base_model is not None else os.environ.get(BASE_MODEL_ENV, "")
+        self._router = Router(Matchers(layout) if layout else None, base)
+        self._base_model = base
+        self._operator_key = os.environ.get(OPERATOR_KEY_ENV, "")
+        self._access = _access(layout, self._operator_key)
         token = admin_token if admin_token is not None else os.environ.get(ADMIN_TOKEN_ENV, "")
         self._token_digest = hashlib.sha256(token.encode()).digest() if token else None
         self._max_body_bytes = max_body_bytes or _positive_env(MAX_BODY_ENV, DEFAULT_MAX_BODY_BYTES)
+        self._metrics = serving_metrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            try:
+                await self._http(scope, receive, send)
+            except _Refused as refused:
+                self._metrics.refusals.labels(refused.refusal.reason).inc()
+                await _refuse(send, refused.refusal)
+            except _ClientLeft:
+                return
         else:
             await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = _route_path(scope), scope["method"]
         if method in _READING_METHODS and path not in _CLOSED_READING_ROUTES:
-            await self._app(scope, receive, send)
+            await self._reading(scope, path, receive, send)
         elif method == "POST" and path in INFERENCE_ROUTES:
             await self._inference(scope, receive, send)
-        elif (method == "POST" and _CANCEL_ROUTE.fullmatch(path)) or self._is_admin(scope):
+        elif method == "POST" and _CANCEL_ROUTE.fullmatch(path):
+            await self._app(self._let_in(scope)[0], receive, send)
+        elif self._is_admin(scope):
             await self._app(scope, receive, send)
         else:
-            await _refuse(send, 403, "PermissionDeniedError", "this route needs the admin token")
+            raise _Refused(_ADMIN)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._is_admin(scope):
             await self._app(scope, receive, send)
             return
+        self._metrics.refusals.labels(_ADMIN.reason).inc()
         await receive()
-        await send({"type": "websocket.close", "code": 1008, "reason": "this route needs the admin token"})
+        await send({"type": "websocket.close", "code": 1008, "reason": _ADMIN.message})
+
+    async def _reading(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        binding = None
+        if scope["method"] != "OPTIONS" and path.startswith(_KEYED_PREFIXES):
+            scope, binding = self._let_in(scope)
+        if binding is not None and path.rstrip("/") == _MODELS_ROUTE:
+            send = _only_models(send, lambda name: self._is_shown(name, binding))
+        await self._app(scope, receive, send)
 
     async def _inference(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            body = await self._read_body(scope, receive)
-        except _ClientLeft:
-            return
-        if body is None:
-            await _refuse(send, 413, "RequestTooLargeError", f"the body is larger than {self._max_body_bytes} bytes")
-            return
-        route = self._route(body) if _is_json(scope) else _Route(body)
+        scope, binding = self._let_in(scope)
+        body = await self._read_body(scope, receive)
+        is_json = _is_json(scope)
+        if binding is not None and not is_json:
+            raise _Refused(_NOT_JSON)
+        manifest = self._current()
+        session = _header(scope, SESSION_HEADER.encode())
+        route = Route(body)
+        if is_json:
+            route = await self._router.route(body, manifest, session=session, binding=binding)
         if route.refusal is not None:
-            await _refuse(send, 404, "NotFoundError", route.refusal)
-            return
+            raise _Refused(route.refusal)
+        if route.mode is not None:
+            self._metrics.routed.labels(route.mode, route.decision).inc()
         if route.body is not body:
             scope = {**scope, "headers": _with_content_length(scope["headers"], len(route.body))}
-        await self._app(scope, _replay(route.body, receive), _with_headers(send, route))
+        await self._app(scope, _replay(route.body, receive), self._answering(send, route, manifest))
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None as soon as it is known to be too large. Raises _ClientLeft."""
+    def _let_in(self, scope: Scope) -> tuple[Scope, Binding | None]:
+        """The request as vLLM shall see it, and what its key allows; None where keys are not bound. Raises _Refused."""
+        if self._access is None:
+            return scope, None
+        try:
+            rules = self._access.rules()
+        except AccessUnreadable:
+            raise _Refused(_NO_RULES) from None
+        if rules is None:
+            return scope, None
+        shown = {key: _header(scope, key) for key in (b"authorization", b"x-api-key")}
+        binding = self._access.binding_of(rules, presented_key(shown))
+        if binding is None:
+            raise _Refused(_NO_KEY)
+        return {**scope, "headers": _with_operator_key(scope["headers"], self._operator_key)}, binding
+
+    def _is_shown(self, name: str, binding: Binding) -> bool:
+        return binding.allows_release(name) or (binding.base_model and self._base_model in ("", name))
+
+    def _current(self) -> Manifest | None:
+        """The manifest in force; what has moved since the last request is counted."""
+        manifest = self._manifest.get() if self._manifest else None
+        before, self._seen = self._seen, manifest
+        if manifest is not None and manifest is not before:
+            self._metrics.generation.set(manifest.generation)
+            known = before.aliases if before else {}
+            moved = [a for a, entry in manifest.aliases.items() if a in known and known[a].release != entry.release]
+            self._metrics.flips.inc(len(moved))
+        return manifest
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body. Raises _Refused as soon as it is known to be too large, _ClientLeft."""
+        too_large = Refusal(
+            413, "RequestTooLargeError", f"the body is larger than {self._max_body_bytes} bytes", "too_large"
+        )
         claimed = _header(scope, b"content-length")
         if claimed.isdigit() and int(claimed[:20]) > self._max_body_bytes:
-            return None
+            raise _Refused(too_large)
         parts: list[bytes] = []
         size = 0
         while True:
@@ -156,40 +236,37 @@ class AliasMiddleware:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._max_body_bytes:
-                return None
+                raise _Refused(too_large)
             if not message.get("more_body", False):
                 return b"".join(parts)
-
-    def _route(self, body: bytes) -> _Route:
-        """Where the request goes. What is not understood goes on as it came: vLLM says what is wrong with it."""
-        try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
-            return _Route(body)
-        model = value.get("model") if isinstance(value, dict) else None
-        if not isinstance(model, str):
-            return _Route(body)
-        if len(model) > MAX_MODEL_CHARS:
-            return _Route(body, refusal=f"no model has a name of {len(model)} characters")
-        manifest = self._manifest.get() if self._manifest else None
-        entry = manifest.aliases.get(model) if manifest else None
-        if entry is not None:
-            value["model"] = entry.release
-            try:
-                return _Route(json.dumps(value).encode(), release=entry.release, alias=model)
-            except (ValueError, RecursionError):
-                return _Route(body)
-        if RELEASE_PATTERN.fullmatch(model) is None:
-            return _Route(body)
-        release = manifest.releases.get(model) if manifest else None
-        if release is not None and release.state == RETIRED:
-            # vLLM would go on answering from an adapter that it has loaded already.
-            return _Route(body, refusal=f"the release {model} is retired")
-        return _Route(body, release=model)
 
     def _is_admin(self, scope: Scope) -> bool:
         given = hashlib.sha256(_header(scope, ADMIN_TOKEN_HEADER.encode())).digest()
         return self._token_digest is not None and hmac.compare_digest(given, self._token_digest)
+
+    def _answering(self, send: Send, route: Route, manifest: Manifest | None) -> Send:
+        """A `send` that names release, alias and route on the response's start, counts it, and leaves the rest as it is."""
+        added = [(RELEASE_HEADER, route.release), (ALIAS_HEADER, route.alias), (ROUTE_HEADER, route.decision)]
+        headers = [(name.encode(), value.encode()) for name, value in added if value is not None]
+        known = route.release if manifest is not None and route.release in manifest.releases else None
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(route.alias or "", known or "", str(message["status"])).inc()
+                if headers:
+                    message = {**message, "headers": [*message.get("headers", ()), *headers]}
+            await send(message)
+
+        return sent
+
+
+def _access(layout: RegistryLayout | None, operator_key: str) -> Access | None:
+    """By the file that the environment names, else by the registry's, where there is one."""
+    named = os.environ.get(ACCESS_ENV)
+    if not named and layout is None:
+        return None
+    path = Path(named) if named else layout.access if layout else Path()
+    return Access(path, required=bool(named), operator_key=operator_key)
 
 
 def _route_path(scope: Scope) -> str:
@@ -233,29 +310,51 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _with_headers(send: Send, route: _Route) -> Send:
-    """A `send` that names the release and the alias on the response's start and leaves the rest as it is."""
-    added = [(RELEASE_HEADER, route.release), (ALIAS_HEADER, route.alias)]
-    headers = [(name.encode(), value.encode()) for name, value in added if value is not None]
-    if not headers:
-        return send
+def _with_operator_key(headers: list[tuple[bytes, bytes]], key: str) -> list[tuple[bytes, bytes]]:
+    """The client's key is checked here, vLLM's own by vLLM: a request that is let in goes on with that one."""
+    if not key:
+        return headers
+    kept = [(name, value) for name, value in headers if name.lower() != b"authorization"]
+    return [*kept, (b"authorization", b"Bearer " + key.encode())]
+
+
+def _only_models(send: Send, is_shown: Callable[[str], bool]) -> Send:
+    """A `send` that leaves out of a list of models what `is_shown` does not show. The list is short: it is held back whole."""
+    held: dict[str, Any] = {"start": None, "body": b""}
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), *headers]}
-        await send(message)
+            held["start"] = message
+            return
+        held["body"] += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        body = _filtered(held["body"], is_shown) if held["start"]["status"] == 200 else held["body"]
+        headers = _with_content_length(list(held["start"].get("headers", ())), len(body))
+        await send({**held["start"], "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     return sent
 
 
-async def _refuse(send: Send, status: int, kind: str, message: str) -> None:
+def _filtered(body: bytes, is_shown: Callable[[str], bool]) -> bytes:
+    try:
+        value = json.loads(body)
+        value["data"] = [model for model in value["data"] if is_shown(str(model["id"]))]
+    except (ValueError, TypeError, KeyError):
+        return b'{"object": "list", "data": []}'
+    return json.dumps(value).encode()
+
+
+async def _refuse(send: Send, refusal: Refusal) -> None:
     """An error in the form that OpenAI clients understand."""
-    error = {"message": message, "type": kind, "param": "model" if status == 404 else None, "code": status}
+    param = "model" if refusal.status == 404 else None
+    error = {"message": refusal.message, "type": refusal.kind, "param": param, "code": refusal.status}
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 413:
+    if refusal.status == 413:
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from memupdate.layout import RELEASE_PATTERN, RegistryLayout
 from memupdate.serving.adapter_check import AdapterError, check_adapter, read_tensor_shapes
 from memupdate.serving.env import BASE_FINGERPRINT_ENV, MAX_RANK_ENV, REGISTRY_ENV
-from memupdate.serving.manifest import RELEASED, ManifestCache, ReleaseEntry
+from memupdate.serving.manifest import RELEASED, ReleaseEntry, manifest_cache
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -35,7 +35,7 @@ class ReleaseFinder:
 
     def __init__(self, registry: Path, *, max_rank: int, base_fingerprint: str | None = None) -> None:
         self._layout = RegistryLayout(registry)
-        self._manifest = ManifestCache(self._layout.manifest)
+        self._manifest = manifest_cache(self._layout.manifest)
         self._max_rank = max_rank
         self._base_fingerprint = base_fingerprint
         self._log = _logger()
