@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from memupdate.facts.model import Fact, prompt_key
+from memupdate.facts.model import Fact
 from memupdate.facts.render import Example
 from memupdate.ledger.records import Engine, ProofRecord
 from memupdate.operations.reports import ProofFailure
@@ -97,11 +97,11 @@ def dead_examples(session: Session, dead: Sequence[Fact], live: Sequence[Fact]) 
     begins with the dead one.
     """
     by_key = {fact.key: fact.target for fact in live}
-    by_prompt = {prompt_key(prompt): fact.target for fact in live for prompt in (fact.prompt, *fact.paraphrases)}
+    by_prompt = {fact.wording_key(prompt): fact.target for fact in live for prompt in (fact.prompt, *fact.paraphrases)}
     examples = []
     for fact in dead:
         for prompt in dict.fromkeys((fact.prompt, *fact.paraphrases)):
-            now = by_prompt.get(prompt_key(prompt), by_key.get(fact.key))
+            now = by_prompt.get(fact.wording_key(prompt), by_key.get(fact.key))
             if now == fact.target:
                 continue
             example = session.renderer.render(fact, prompt)
