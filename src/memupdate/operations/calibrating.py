@@ -94,7 +94,7 @@ class _Calibration:
         if self.wish.cells:
             processes = min(processes, max(1, len(self.queue) // cells.CELLS_PER_PROCESS))
         started = time.monotonic()
-        with cells.workers(processes, self.job) as executor:
+        with cells.workers(processes) as executor:
             self.density = cells.submit_density(executor, self.job).result()
             setting = None if self.wish.cells else self._setting(self.density)
             self._write(
@@ -176,7 +176,7 @@ class _Calibration:
         )  # fmt: skip
 
     def _sum_up(self, spent_s: float, processes: int) -> None:
-        each = "one process" if processes == 1 else f"{processes} processes of one thread each"
+        each = "one process" if processes == 1 else f"{processes} processes"
         self.messages.append(
             f"{self.done} memories in {spent_s:,.0f} s on {each}; training took {self.processor_s:,.0f} s of processor time"
         )

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from memupdate.facts.reader import read_facts
 from memupdate.facts.synthetic import synthetic_facts
 from memupdate.law.density import Density, fit_density
 from memupdate.law.points import LawPoint
+from memupdate.operations.processes import processes
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 
@@ -152,28 +151,20 @@ def measure_density(session: Session, kinds: tuple[str, ...], facts: Path | None
 
 
 @contextmanager
-def workers(count: int, job: CellJob) -> Iterator[Executor]:
-    """`count` processes of one thread each; a Ctrl-C ends them with their parent, and cells in flight are lost. One works right here."""
+def workers(count: int) -> Iterator[Executor]:
+    """`count` processes that share the cores; a Ctrl-C ends them with their parent, and cells in flight are lost. One works right here."""
     if count == 1:
         yield _Here()
         return
-    executor = ProcessPoolExecutor(count, get_context("spawn"), _start_worker, (job,))
-    try:
+    with processes(count, threads=max(1, _cores() // count)) as executor:
         yield executor
-    except BaseException:
-        for process in list((executor._processes or {}).values()):
-            process.terminate()
-        executor.shutdown(wait=False, cancel_futures=True)
-        raise
-    executor.shutdown(wait=True, cancel_futures=True)
 
 
 def worker_count() -> int:
     """Two on a CPU with two cores or more; on a GPU one, which has it to itself."""
     from memupdate.models.base import pick_device
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 2 if pick_device().type == "cpu" and cores >= 2 else 1
+    return 2 if pick_device().type == "cpu" and _cores() >= 2 else 1
 
 
 def submit_density(executor: Executor, job: CellJob) -> Future[Density]:
@@ -186,6 +177,10 @@ def submit_cell(executor: Executor, job: CellJob, cell: Cell, deadline_s: float 
     return executor.submit(_cell_job, job, cell, deadline_s)
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Here(Executor):
     """Runs each job when it is submitted, in this process."""
 
@@ -194,16 +189,6 @@ class _Here(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
-
-
-def _start_worker(job: CellJob) -> None:
-    # Ctrl-C reaches the whole group; the parent, which stores what is done, is the one to act on it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    session = _session(job)
-    if session.base.device.type == "cpu":
-        torch.set_num_threads(1)
 
 
 @cache
