@@ -66,6 +66,10 @@ def test_the_command_keeps_lm_head_out_and_names_vllm_packed_modules(settings: E
     assert command[-2:] == ["--seed", "3"]
     assert environment["MEMUPDATE_REGISTRY"] == str(settings.registry.resolve())
     assert environment["MEMUPDATE_MAX_LORA_RANK"] == "32"
+    assert environment["MEMUPDATE_BASE_MODEL"] == settings.served_model_name
+    assert "MEMUPDATE_ACCESS" not in environment
+    bound = engine_command(replace(settings, access=settings.registry / "access.json"))[1]
+    assert bound["MEMUPDATE_ACCESS"] == str(settings.registry.resolve() / "access.json")
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert environment["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(UsageError, match="at least one module"):

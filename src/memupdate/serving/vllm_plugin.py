@@ -20,6 +20,7 @@ from memupdate.layout import RELEASE_PATTERN, RegistryLayout
 from memupdate.serving.adapter_check import AdapterError, check_adapter, read_tensor_shapes
 from memupdate.serving.env import BASE_FINGERPRINT_ENV, MAX_RANK_ENV, REGISTRY_ENV
 from memupdate.serving.manifest import RELEASED, ReleaseEntry, manifest_cache
+from memupdate.serving.metrics import serving_metrics
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -49,11 +50,13 @@ class ReleaseFinder:
             call it in a thread.
         """
         try:
-            return self._find(name, base_model)
+            with serving_metrics().resolve.time():
+                return self._find(name, base_model)
         except AdapterError as error:
             self._log.error("refused %s: %s", name, error.message)
         except Exception:
             self._log.exception("refused %s: unexpected error", _shown(name))
+        serving_metrics().refusals.labels("adapter").inc()
         return None
 
     def _find(self, name: str, base_model: str) -> tuple[ReleaseEntry, Path] | None:
