@@ -258,6 +258,12 @@ def state_of(root: Path, batch: int) -> str | None:
     return None if row is None else str(row[0])
 
 
+def count(root: Path, table: str) -> int:
+    """Rows of a table, while a process writes."""
+    with closing(sqlite3.connect(f"file:{root / 'ledger.db'}?mode=ro", uri=True, timeout=10)) as connection:
+        return int(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+
 def leftovers(root: Path) -> list[str]:
     """Files and folders that are not complete, where only the lock's holder writes."""
     return [str(path.relative_to(root)) for part in ("registry", "slices") for path in (root / part).rglob(".*")]

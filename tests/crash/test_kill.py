@@ -168,9 +168,9 @@ def test_killed_during_calibration(stage: Stage, copy: Callable[[], Path]) -> No
     peace, root = copy(), copy()
     done = stage.commands.run(peace, *arguments)
     assert done.wait() == 0, done.said
-    points = len(killing.content(root)["law_points"])
+    points = killing.count(root, "law_points")
     command = stage.commands.start(root, *arguments)
-    command.wait_until(lambda: len(killing.content(root)["law_points"]) == points + 1)
+    command.wait_until(lambda: killing.count(root, "law_points") == points + 1)
     command.kill()
     done = stage.commands.run(root, *arguments)
     assert done.wait() == 0, done.said
