@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from memupdate.errors import FactsError
 from memupdate.facts import tables
@@ -20,13 +20,13 @@ from memupdate.facts.files import LocatedFact, Problem, Unit
 from memupdate.facts.formats import NATIVE, RecordFormat, detect_format, find_format, format_named
 from memupdate.facts.json_values import ElementReader, JsonDecoder
 from memupdate.facts.lines import UTF8_BOM, read_lines
+from memupdate.facts.model import Fact
 from memupdate.facts.secrets import SecretPatterns
 from memupdate.facts.sources import ByteSource
 
 MAX_LINE_BYTES = 16 * 2**20
 """A fact is a sentence, a passage a page; a longer line is some other file."""
 
-Container = Literal["lines", "array", "table", "parquet"]
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _PACKED = (".gz", ".gzip", ".zst", ".zstd")
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -122,7 +122,7 @@ class FactStream:
                     else:
                         yield LocatedFact(fact, record.number)
 
-    def _parse(self, value: Any) -> Any:
+    def _parse(self, value: Any) -> Sequence[Fact]:
         known = self._table_format or self._forced
         if self._columns and isinstance(value, Mapping) and self._table_format is None:
             value = self._mapped(value)
@@ -135,6 +135,8 @@ class FactStream:
         if self._cells_are_text and known is NATIVE:
             value = tables.native_cells(value)
         facts = known.parse(value)
+        if not facts:
+            raise RecordProblems([(self.unit, "states no fact")])
         self._names.add(known.name)
         return facts
 
@@ -178,9 +180,9 @@ class FactStream:
                 else:
                     yield _Record(line.number, value, line.text)
 
-    def _table(self, opened: Any) -> Iterator[_Record]:
+    def _table(self, opened: Callable[[], tables.Table]) -> Iterator[_Record]:
         try:
-            table: tables.Table = opened()
+            table = opened()
             header, problems = self._header(table.header)
             yield from (_Record(1, None, "", (problem,)) for problem in problems)
             if self._table_format is None:
