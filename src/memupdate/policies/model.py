@@ -92,8 +92,9 @@ class MemorySection(_Section):
 class TrainingSection(_Section):
     """How facts are written."""
 
-    objective: Literal["memft-ot", "sft"] = "memft-ot"
-    """`memft-ot` spends gradient only on tokens still under the threshold; `sft` on all."""
+    objective: Literal["sft", "memft-ot", "memft-ot-full", "memft-sw-curriculum", "memft-sw-window"] = "memft-ot"
+    """`sft` spends gradient on all tokens, `memft-ot` only on those still under the threshold, `memft-ot-full` on all again where none is
+    left; `memft-sw-curriculum` takes facts in by stages, `memft-sw-window` trains a long passage from its first wrong token on."""
     threshold: OpenShare = 0.5
     """Probability from which a token is what greedy decoding must emit (the paper's p)."""
     margin: float = Field(default=0.2, ge=0, lt=1)

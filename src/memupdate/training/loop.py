@@ -19,9 +19,11 @@ from memupdate.models.base import BaseModel
 from memupdate.models.scoring import TargetScore, logits_at, mean_loss_nats, pad_batch, score_examples
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.training.anchors import Anchors, anchor_kl, measure_kl, model_logits
+from memupdate.training.curriculum import make_curriculum, whole
 from memupdate.training.losses import make_objective
 from memupdate.training.memory import Memory, attach, detach, read_memory
 from memupdate.training.safety import Diverged, SafetyNet, loss_limit
+from memupdate.training.tokens import target_tokens
 
 _RATE_FLOOR = 0.15
 """The learning rate falls with the square root of the share of examples still under the goal, down to this part of it: few tokens
@@ -39,6 +41,7 @@ class TrainingSettings:
     """What the loop needs to know."""
 
     objective: str
+    """A policy's `training.objective`: see `losses.make_objective` and `curriculum.make_curriculum`."""
     goal: float
     """Probability that every target token must reach: threshold + margin."""
     threshold: float
@@ -58,6 +61,8 @@ class TrainingSettings:
     max_kl_nats: float
     stop_when_stored: bool = True
     """False trains all epochs, as a calibration of plain SFT does."""
+    linear_decay: bool = False
+    """The learning rate falls evenly to 0 over all epochs, as in the paper; else with the share of examples that are not stored."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,9 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
         )
-        self.steps = self.backward_examples = 0
+        self.steps = self.backward_examples = self.epochs = 0
+        self.max_epochs = settings.max_epochs
+        self.curriculum = whole(len(examples))
         self.anchor_order = torch.empty(0, dtype=torch.long)
         self.net = SafetyNet(self.parameters, self.optimizer)
 
@@ -138,21 +145,28 @@ class _Run:
         started = time.monotonic()
         scores = self.check()
         before = mean_loss_nats(scores)
-        active, epoch, stored = self.under_goal(scores), 0, False
+        active, stored = self.under_goal(scores), False
         vocabulary = self.model.get_base_model().get_output_embeddings().weight.shape[0]
         self.net.limit_nats = loss_limit(vocabulary, before)
         self.net.keep(active)
         steps_an_epoch = max(1, math.ceil(len(self.examples) / self.settings.batch_size))
-        max_epochs = max(self.settings.max_epochs, math.ceil(_MIN_STEPS / steps_an_epoch))
-        while epoch < max_epochs:
+        self.max_epochs = max(self.settings.max_epochs, math.ceil(_MIN_STEPS / steps_an_epoch))
+        self.curriculum = make_curriculum(
+            self.settings.objective,
+            len(self.examples),
+            epochs=self.max_epochs,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+        )
+        while self.epochs < self.max_epochs:
             if not active and self.settings.stop_when_stored:
                 stored = self.harm_is_within_budget()
                 if stored:
                     break
-            epoch += 1
+            self.epochs += 1
             try:
                 active = self.epoch(active) if active else self.repair()
-                if epoch % self.settings.recheck_every == 0 or not active:
+                if self.epochs % self.settings.recheck_every == 0 or not active:
                     active = self.under_goal(self.check())
                     self.net.keep(active)
             except Diverged as fault:
@@ -160,16 +174,18 @@ class _Run:
             total = len(self.examples)
             self.progress(
                 ProgressEvent(
-                    "train", total - len(active), total, f"epoch {epoch}, {total - len(active)} of {total} stored"
+                    "train", total - len(active), total, f"epoch {self.epochs}, {total - len(active)} of {total} stored"
                 )
             )
         scores = self.last_check()
         stored = stored or (not self.under_goal(scores) and self.harm_is_within_budget())
         total, under = len(self.examples), len(self.under_goal(scores))
-        self.progress(ProgressEvent("train", total, total, f"{total - under} of {total} stored after {epoch} epochs"))
+        self.progress(
+            ProgressEvent("train", total, total, f"{total - under} of {total} stored after {self.epochs} epochs")
+        )
         kl = measure_kl(self.model, self.holdout, self.device) if self.holdout is not None else None
         return TrainingOutcome(
-            read_memory(self.model), epoch, self.steps, self.backward_examples, time.monotonic() - started, before,
+            read_memory(self.model), self.epochs, self.steps, self.backward_examples, time.monotonic() - started, before,
             mean_loss_nats(scores), tuple(scores), kl, stored, self.net.has_stepped_back,
         )  # fmt: skip
 
@@ -210,13 +226,19 @@ class _Run:
         return measure_kl(self.model, self.holdout, self.device) <= self.settings.max_kl_nats
 
     def epoch(self, active: list[int]) -> list[int]:
-        """One pass over the active examples; returns those that were still under the goal when their batch was run."""
-        order = self.shuffled(active)
-        rate = self.settings.learning_rate * max(_RATE_FLOOR, math.sqrt(len(active) / len(self.examples)))
+        """One pass over the active examples that the curriculum admits.
+
+        Returns:
+            Those that were still under the goal when their batch was run, and those that wait for a later stage.
+        """
+        admitted = set(self.curriculum.admitted(self.epochs, active))
+        chosen = [i for i in active if i in admitted]
+        waiting = [i for i in active if i not in admitted]
+        order = self.shuffled(chosen)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * self.net.rate_factor
+            group["lr"] = self.rate(len(chosen) / len(admitted)) * self.net.rate_factor
         # The last batch is filled with stored examples: below the goal they get gradient at once, not at the next check.
-        resting = self.shuffled(sorted(set(range(len(self.examples))) - set(active)))
+        resting = self.shuffled(sorted(admitted - set(chosen)))
         size = self.settings.batch_size
         order += resting[: -len(order) % size]
         still: list[int] = []
@@ -226,7 +248,13 @@ class _Run:
             self.step(loss, [i for i, worst in zip(chunk, nll_max, strict=True) if not math.isfinite(worst)] or chunk)
             still += [i for i, worst in zip(chunk, nll_max, strict=True) if worst > -math.log(self.settings.goal)]
             self.backward_examples += len(chunk)
-        return still if self.settings.stop_when_stored else active
+        return still + waiting if self.settings.stop_when_stored else active
+
+    def rate(self, share_left: float) -> float:
+        """The learning rate of this epoch; `share_left` of the examples in it are not stored."""
+        if self.settings.linear_decay:
+            return self.settings.learning_rate * (1 - (self.epochs - 1) / self.max_epochs)
+        return self.settings.learning_rate * max(_RATE_FLOOR, math.sqrt(share_left))
 
     def shuffled(self, indices: list[int]) -> list[int]:
         """The same indices in random order."""
@@ -238,7 +266,9 @@ class _Run:
         logits = logits_at(self.model, batch.ids, batch.mask, batch.rows, batch.positions)
         nll = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
         worst = torch.zeros(len(chunk), device=self.device).scatter_reduce(0, batch.rows, nll.detach(), "amax")
-        return self.objective(nll), worst.tolist()
+        lengths = [len(self.examples[i].target_ids) for i in chunk]
+        tokens = target_tokens(chunk, lengths, epoch=self.epochs, logits=logits, targets=batch.targets)
+        return self.objective(nll, tokens), worst.tolist()
 
     def repair(self) -> list[int]:
         """Facts are stored but harm is over budget: weigh the guard more and let it pull back; returns no active example."""
