@@ -188,3 +188,21 @@ def test_importing_policies_loads_nothing_heavy() -> None:
     code = f"import sys, memupdate.policies; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_keys_are_bound_by_digest_and_every_mistake_is_told() -> None:
+    digest = "ab" * 32
+    bound = parse_policy(MINIMAL + f'[access]\nkeys = [{{ sha256 = "{digest}", collections = ["acme"] }}]\n')
+    (key,) = bound.access.keys
+    assert (key.sha256, key.collections, key.base_model) == (digest, ("acme",), True)
+    assert parse_resolved_policy(bound.resolved_json()) == bound
+    assert parse_policy(MINIMAL).access.keys == ()
+    for entry, reason in (
+        ('{ sha256 = "my-key", collections = ["acme"] }', "sha256"),
+        (f'{{ sha256 = "{digest}", collections = ["*", "acme"] }}', "no collection"),
+        (f'{{ sha256 = "{digest}", collections = [] }}', "collections"),
+        (f'{{ key = "secret", sha256 = "{digest}", collections = ["*"] }}', "key"),
+        (f'{{ sha256 = "{digest}", collections = ["a"] }}, {{ sha256 = "{digest}", collections = ["b"] }}', "twice"),
+    ):
+        (line,) = problems(f"{MINIMAL}[access]\nkeys = [{entry}]\n")
+        assert reason in line

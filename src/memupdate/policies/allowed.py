@@ -51,7 +51,7 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_kind(part) for part in get_args(annotation))
     if get_origin(annotation) is tuple:
-        return "a list of text"
+        return f"a list of {_kind(get_args(annotation)[0]).replace('a table', 'tables', 1)}"
     if get_origin(annotation) is dict:
         return f"a table of keys, each with {_kind(get_args(annotation)[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

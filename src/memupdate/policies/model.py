@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from memupdate.facts.secrets import DEFAULT_NAMES, parse_pattern
+from memupdate.layout import COLLECTION_PATTERN
 from memupdate.storage import canonical_json
 
 SCHEMA_VERSION = 1
@@ -212,6 +213,9 @@ class ServingSection(_Section):
     """Memory for the key-value cache on the CPU, GiB."""
     drain_s: int = Field(default=5, ge=0, le=3600)
     """How long requests in flight may finish on the old release before it may go."""
+    route: Literal["always", "matched"] = "always"
+    """`matched`: requests that mention nothing a release knows go to the untouched base model. Holds from the next
+    publishing on."""
     extra_args: Annotated[tuple[str, ...], Field(strict=False, max_length=64)] = ()
     """Further engine arguments, one word each, as on its command line."""
 
@@ -225,6 +229,39 @@ class ServingSection(_Section):
                 refused = ", ".join(_REFUSED_ENGINE_FLAGS)
                 raise ValueError(f"{word} is not for a policy to set; allowed: flags other than {refused}")
         return words
+
+
+class AccessKey(_Section):
+    """What the holder of one API key may ask."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the key, which itself is in no file; use long random keys, for what is short can be guessed from this."""
+    collections: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=4096)]
+    """Names of collections, or `"*"` alone for all."""
+    base_model: bool = True
+    """Whether the untouched base model may be asked by its name."""
+
+    @field_validator("collections")
+    @classmethod
+    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if names != ("*",) and COLLECTION_PATTERN.fullmatch(name) is None:
+                raise ValueError(f'{name!r} is no collection; allowed: names of collections, or "*" alone')
+        return names
+
+
+class AccessSection(_Section):
+    """Which API keys may ask which collections; without keys, everybody who reaches the engine may ask all."""
+
+    keys: Annotated[tuple[AccessKey, ...], Field(strict=False, max_length=4096)] = ()
+    """Tables of `sha256`, `collections` and `base_model`."""
+
+    @field_validator("keys")
+    @classmethod
+    def _once_each(cls, keys: tuple[AccessKey, ...]) -> tuple[AccessKey, ...]:
+        if len({key.sha256 for key in keys}) != len(keys):
+            raise ValueError("a key comes twice; allowed: each sha256 once, with all its collections")
+        return keys
 
 
 def _is_refused_flag(word: str) -> bool:
@@ -249,6 +286,7 @@ class Policy(_Section):
     compaction: CompactionSection = CompactionSection()
     retraction: RetractionSection = RetractionSection()
     serving: ServingSection = ServingSection()
+    access: AccessSection = AccessSection()
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
