@@ -115,6 +115,16 @@ def test_cells_are_chosen_by_what_was_measured_until_the_time_is_over(
     assert any("min left" in event.message for event in told)
 
 
+def test_too_little_time_is_told_with_what_was_left_out(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(training__seed="10")
+    monkeypatch.setattr(cells, "submit_cell", lambda *_: _done(Written(None, 1.0)))
+    monkeypatch.setattr(cells, "submit_density", lambda *_: _done(DENSITY))
+    with pytest.raises(LawError, match="no points") as caught:
+        workspace.calibrate(minutes=0.1)
+    assert "memupdate calibrate --budget 0.2" in caught.value.hint
+    assert any("did not end in time" in line for line in caught.value.details)
+
+
 def _done(value: object) -> Future:
     future: Future = Future()
     future.set_result(value)

@@ -60,7 +60,11 @@ def calibrate(session: Session, ledger: Ledger, wish: Wish, progress: Progress) 
     for kind in cells.kinds_of(session, wish.facts):  # a file that is too short is told before anything is trained
         cells.pool(session, kind, wish.facts, run.job.sizes)
     run.run()
-    fit = refit(session, ledger, density=run.density)
+    try:
+        fit = refit(session, ledger, density=run.density)
+    except LawError as error:
+        more = "" if wish.cells else f"; or give it more time: `memupdate calibrate --budget {2 * wish.minutes:g}`"
+        raise LawError(error.message, f"{error.hint}{more}", (*error.details, *run.messages)) from error
     drift = drift_of(planned_points(session, ledger))
     if drift.batches:
         run.messages.append(
