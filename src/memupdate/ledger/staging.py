@@ -224,8 +224,14 @@ class Staging(Facts):
         self._execute(
             "UPDATE staged SET told = 'duplicate', repeats = r.first FROM repeated r WHERE r.seq = staged.seq"
         )
-        self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", found.problems)
-        self._many("UPDATE staged SET told = 'problem' WHERE seq = ?", [(seq,) for seq, *_ in found.problems])
+        self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", found.refused)
+        self._execute(
+            "INSERT INTO problems SELECT r.seq, s.line, p.field, p.reason FROM problems p "
+            "JOIN repeated r ON r.first = p.seq JOIN staged s ON s.seq = r.seq"
+        )
+        self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", found.contradicted)
+        problems = [*found.refused, *found.contradicted]
+        self._many("UPDATE staged SET told = 'problem' WHERE seq = ?", [(seq,) for seq, *_ in problems])
         self._refuse_purged()
         self._execute(
             "UPDATE staged SET told = 'problem' WHERE seq IN (SELECT r.seq FROM repeated r JOIN staged kept "
@@ -334,7 +340,7 @@ class Staging(Facts):
             )
 
     def _problems(self, unit: Unit, limit: int) -> list[Problem]:
-        rows = self._rows("SELECT line, field, reason FROM problems ORDER BY line, seq LIMIT ?", [limit])
+        rows = self._rows("SELECT line, field, reason FROM problems ORDER BY line, rowid LIMIT ?", [limit])
         return [Problem(row["line"], row["field"], row["reason"], unit) for row in rows]
 
     def _diff(self) -> FactsDiff:
@@ -361,11 +367,13 @@ class _Contradictions:
         self._unit = unit
         self.repeats: list[tuple[int, int]] = []
         """(seq, seq of the earlier one)."""
-        self.problems: list[tuple[int, int, str, str]] = []
-        """(seq, line, field, reason)."""
+        self.refused: list[tuple[int, int, str, str]] = []
+        """(seq, line, field, reason) of those that do not fit what an earlier line says."""
+        self.contradicted: list[tuple[int, int, str, str]] = []
+        """The same of the earlier lines, each once."""
         self._by_key: dict[str, tuple[int, int, Fact]] = {}
         self._by_wording: dict[str, tuple[int, int, Fact]] = {}
-        self._contradicted: set[int] = set()
+        self._named: set[int] = set()
 
     def add(self, seq: int, line: int, fact: Fact) -> None:
         """The next one."""
@@ -385,13 +393,13 @@ class _Contradictions:
             reason = (
                 f"says what {self._unit} {other_line} says, otherwise; make one {self._unit} of them, with paraphrases"
             )
-            self.problems.append((seq, line, "prompt", reason))
+            self.refused.append((seq, line, "prompt", reason))
             return
         known, told = _quoted(other_fact.target), _quoted(fact.target)
-        self.problems.append((seq, line, "target", f"{told} contradicts {self._unit} {other_line}, which has {known}"))
-        if other_seq not in self._contradicted:
-            self._contradicted.add(other_seq)
-            self.problems.append((other_seq, other_line, "target", f"contradicted by {self._unit} {line}"))
+        self.refused.append((seq, line, "target", f"{told} contradicts {self._unit} {other_line}, which has {known}"))
+        if other_seq not in self._named:
+            self._named.add(other_seq)
+            self.contradicted.append((other_seq, other_line, "target", f"contradicted by {self._unit} {line}"))
 
     def _asks_the_same(self, fact: Fact) -> tuple[int, int, Fact] | None:
         """An earlier fact that asks one of this fact's questions and answers it differently."""
