@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from memupdate.errors import EngineError, ProofFailed, UsageError
 from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import ReleaseRecord
+from memupdate.operations.matching import matcher_digest
 from memupdate.operations.proving import failures_of, proof_records
 from memupdate.operations.reports import ProofFailure, PublishReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
+from memupdate.serving.access import Binding, rules_json
 from memupdate.serving.client import EngineClient
 from memupdate.serving.engine import running_engine
 from memupdate.serving.manifest import Manifest, ReleaseEntry, read_manifest, with_alias, with_release, write_manifest
-from memupdate.storage import file_sha256
+from memupdate.storage import file_sha256, write_text_atomic
 from memupdate.verification.recall import FactProof
 
 NO_ENGINE_HINT = "start one with `memupdate serve`; the alias moves as soon as the engine has proved the release"
@@ -48,11 +51,30 @@ def sync_manifest(session: Session, ledger: Ledger) -> Manifest:
             rank=release.rank,
             lora_int_id=manifest.next_lora_int_id(),
             base_fingerprint=release.base_fingerprint,
+            matcher_digest=matcher_digest(folder),
         )
         manifest = with_release(manifest, release.name, entry)
     if manifest is not before or not path.exists():
         write_manifest(path, manifest)
+    sync_access(session)
     return manifest
+
+
+def sync_access(session: Session) -> Path | None:
+    """The file that binds API keys to collections, as the policy has them; None where none are bound.
+
+    A file stays when the policy has no keys (any more): opening an engine to everybody is for the operator to do by hand.
+    """
+    path = session.layout.registry.access
+    if keys := session.policy.access.keys:
+        bindings = [
+            (key.sha256, Binding(None if key.collections == ("*",) else frozenset(key.collections), key.base_model))
+            for key in keys
+        ]
+        text = rules_json(bindings)
+        if not path.exists() or path.read_text() != text:
+            write_text_atomic(path, text)
+    return path if path.exists() else None
 
 
 def engine_url(session: Session) -> str | None:
@@ -162,7 +184,8 @@ def refuse_small_engine(session: Session, release: ReleaseRecord, url: str | Non
 
 def move_alias(session: Session, ledger: Ledger, manifest: Manifest, release: ReleaseRecord, url: str | None) -> None:
     """Point the alias at `release`; where the engine then does not answer with it, put the alias back. Raises EngineError."""
-    path, moved = session.layout.registry.manifest, with_alias(manifest, release.collection, release.name)
+    path = session.layout.registry.manifest
+    moved = with_alias(manifest, release.collection, release.name, route=session.policy.serving.route)
     write_manifest(path, moved)
     if url is None:
         return

@@ -18,6 +18,7 @@ from memupdate.facts.model import Fact
 from memupdate.layout import RELEASE_FILE, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.purges import redacted, texts_of
+from memupdate.operations.matching import redact_matchers
 from memupdate.operations.reports import Report
 from memupdate.storage import write_text_atomic
 
@@ -49,6 +50,7 @@ def purge(layout: WorkspaceLayout, ledger: Ledger, facts: Sequence[Fact], reason
     ledger.purge(facts, purged_by=f"{_user()}@{socket.gethostname()}", reason=reason)
     ledger.scrub()
     _redact_papers(layout, ledger, named)
+    redact_matchers(layout.registry, ledger, named)
     # The base model's answers to questions beside the facts; made again when they are asked for.
     for folder in layout.cache.glob("answers-*"):
         shutil.rmtree(folder)

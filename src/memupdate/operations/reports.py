@@ -134,6 +134,11 @@ class VerifyReport(Report):
     kl_nats: float | None
     generated: int | None
     duration_s: float
+    route: str = "always"
+    """How the policy routes; facts that the router misses are failures where it is `matched`."""
+    facts_proved_matched: int | None = None
+    """Facts proved of which every wording reaches the release where the route is `matched`; None for a release that was made
+    without a matcher."""
 
     @property
     def passed(self) -> bool:

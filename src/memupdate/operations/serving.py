@@ -41,6 +41,7 @@ def engine_settings(session: Session, ledger: Ledger, *, host: str, port: int) -
         drain_s=serving.drain_s,
         base_fingerprint=session.fingerprint,
         api_key=session.api_key,
+        access=session.layout.registry.access if session.layout.registry.access.exists() else None,
         extra_args=tuple(serving.extra_args),
     )
 

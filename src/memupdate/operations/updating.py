@@ -24,13 +24,21 @@ from memupdate.facts.render import Example
 from memupdate.law.errors import LawError
 from memupdate.law.fit import LawFit
 from memupdate.law.points import LawPoint
-from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, RELEASE_FILE, SLICE_WEIGHTS_FILE, release_name
+from memupdate.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    MATCHER_FILE,
+    RELEASE_FILE,
+    SLICE_WEIGHTS_FILE,
+    release_name,
+)
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import Batch, ReleaseRecord, SliceRecord
 from memupdate.operations.calibrating import ensure_fit, refit
 from memupdate.operations.compacting import plan_compaction
 from memupdate.operations.gates import Gates
 from memupdate.operations.holding import hold_examples
+from memupdate.operations.matching import write_matcher
 from memupdate.operations.planning import make_plan
 from memupdate.operations.proving import MemoryProof, failures_of, look_at_dead, proof_records, prove_memory
 from memupdate.operations.reports import AddReport
@@ -270,8 +278,9 @@ class BatchRun:
             shutil.rmtree(folder)
         with new_dir_atomic(folder) as temporary:
             save_adapter(temporary, memory, base_model=str(self.session.folder.path))
+            write_matcher(temporary, self.session, self.facts())
             papers = self.papers(
-                name, {f: file_sha256(temporary / f) for f in (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE)}
+                name, {f: file_sha256(temporary / f) for f in (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, MATCHER_FILE)}
             )
             write_text_atomic(temporary / RELEASE_FILE, papers)
         digest = file_sha256(folder / ADAPTER_WEIGHTS_FILE)

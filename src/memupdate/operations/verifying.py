@@ -6,13 +6,16 @@ import time
 from collections.abc import Sequence
 
 from memupdate.errors import UsageError
+from memupdate.facts.model import Fact
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import ReleaseRecord
+from memupdate.operations.matching import matcher_of, unreached
 from memupdate.operations.proving import failures_of, proof_records, prove_memory
 from memupdate.operations.publishing import check_files, prove_on_engine
-from memupdate.operations.reports import VerifyReport
+from memupdate.operations.reports import ProofFailure, VerifyReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress
+from memupdate.serving.manifest import MATCHED
 from memupdate.verification.recall import FactProof
 
 
@@ -34,10 +37,12 @@ def verify_in_process(session: Session, ledger: Ledger, release: ReleaseRecord, 
     memory = load_adapter(session.layout.registry.release(release.name))
     proof = prove_memory(session, memory, facts, progress)
     ledger.record_proofs(proof_records(release.name, "in-process", proof.facts))
+    route, matched, missed = _routing(session, release, facts, proof.facts)
     return VerifyReport(
         release=release.name, engine="in-process", facts_total=len(facts), facts_proved=proof.proved,
-        failures=failures_of(proof.facts), min_probability=_smallest(proof.facts), probes=proof.locality.probes,
+        failures=failures_of(proof.facts) + missed, min_probability=_smallest(proof.facts), probes=proof.locality.probes,
         probes_unchanged_share=proof.locality.share, kl_nats=proof.kl_nats, generated=None, duration_s=time.monotonic() - started,
+        route=route, facts_proved_matched=matched,
     )  # fmt: skip
 
 
@@ -47,11 +52,26 @@ def verify_served(
     """Prove every live fact on the engine at `url`, and a sample by free greedy generation. Raises EngineError."""
     started = time.monotonic()
     proof = prove_on_engine(session, ledger, release, url, progress)
+    facts = ledger.live_facts(release.collection, as_of_version=release.version)
+    route, matched, missed = _routing(session, release, facts, proof.facts)
     return VerifyReport(
         release=release.name, engine=url, facts_total=len(proof.facts), facts_proved=sum(p.proved for p in proof.facts),
-        failures=proof.failures, min_probability=_smallest(proof.facts), probes=0, probes_unchanged_share=None, kl_nats=None,
-        generated=proof.generated, duration_s=time.monotonic() - started,
+        failures=proof.failures + missed, min_probability=_smallest(proof.facts), probes=0, probes_unchanged_share=None, kl_nats=None,
+        generated=proof.generated, duration_s=time.monotonic() - started, route=route, facts_proved_matched=matched,
     )  # fmt: skip
+
+
+def _routing(
+    session: Session, release: ReleaseRecord, facts: Sequence[Fact], proofs: Sequence[FactProof]
+) -> tuple[str, int | None, tuple[ProofFailure, ...]]:
+    """The policy's route, how many facts are proved and reach the release by `matched`, and what fails by the policy's."""
+    route, matcher = session.policy.serving.route, matcher_of(session.layout.registry.release(release.name))
+    if matcher is None:
+        return route, None, ()
+    missed = unreached(matcher, facts)
+    ids = {failure.fact_id for failure in missed}
+    reached = sum(proof.proved and proof.fact_id not in ids for proof in proofs)
+    return route, reached, missed if route == MATCHED else ()
 
 
 def _smallest(proofs: Sequence[FactProof]) -> float | None:

@@ -160,6 +160,21 @@ def with_retired(manifest: Manifest, name: str) -> Manifest:
     return _changed(manifest, releases={**manifest.releases, name: replace(entry, state=RETIRED)})
 
 
+def with_matcher(manifest: Manifest, name: str, digest: str) -> Manifest:
+    """The manifest with another matcher for release `name`: the only thing of a release that may change, as when a fact is
+    purged.
+
+    Raises:
+        ValueError: the release is unknown, or the digest is none.
+    """
+    entry = manifest.releases.get(name)
+    if entry is None:
+        raise ValueError(f"{name} is not in the manifest")
+    if entry.matcher_digest == digest:
+        return manifest
+    return _changed(manifest, releases={**manifest.releases, name: replace(entry, matcher_digest=digest)})
+
+
 def manifest_json(manifest: Manifest) -> str:
     """The manifest as the text of `manifest.json`."""
     value = {

@@ -124,17 +124,16 @@ def load_matcher(path: Path, expected_digest: str) -> Matcher:
     Raises:
         MatcherError: the file is missing, a link, too large, another one, or malformed.
     """
-    try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            if os.fstat(file.fileno()).st_size > _MAX_FILE_BYTES:
-                raise MatcherError(f"{path}: larger than {_MAX_FILE_BYTES} bytes")
-            content = file.read(_MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise MatcherError(f"{path}: cannot be read ({error})") from error
+    content = _read(path)
     digest = "sha256:" + hashlib.sha256(content).hexdigest()
     if digest != expected_digest:
         raise MatcherError(f"{path}: has digest {digest}, the manifest says {expected_digest}")
     return compile_matcher(_parse_terms(path, content))
+
+
+def read_terms(path: Path) -> list[str]:
+    """The terms in a matcher file, whatever its digest. Raises MatcherError."""
+    return _parse_terms(path, _read(path))
 
 
 def measure_matcher(matcher: Matcher, texts: Sequence[str], *, repeats: int = 1000) -> dict[str, float]:
@@ -147,6 +146,17 @@ def measure_matcher(matcher: Matcher, texts: Sequence[str], *, repeats: int = 10
             took.append((time.perf_counter() - started) * 1e6)
     took.sort()
     return {"median_us": took[len(took) // 2], "p99_us": took[min(len(took) - 1, round(len(took) * 0.99))]}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # Not blocking: what was put in the file's place may be a pipe.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if os.fstat(file.fileno()).st_size > _MAX_FILE_BYTES:
+                raise MatcherError(f"{path}: larger than {_MAX_FILE_BYTES} bytes")
+            return file.read(_MAX_FILE_BYTES + 1) or b""
+    except (OSError, ValueError) as error:
+        raise MatcherError(f"{path}: cannot be read ({error})") from error
 
 
 def _parse_terms(path: Path, content: bytes) -> list[str]:
