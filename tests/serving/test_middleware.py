@@ -4,65 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from middleware_fixtures import CHAT, Echo, call, example, seen
 
-from memupdate.serving.manifest import (
-    Manifest,
-    ReleaseEntry,
-    manifest_json,
-    with_alias,
-    with_release,
-    with_retired,
-    write_manifest,
-)
+from memupdate.serving.manifest import manifest_json, with_alias, write_manifest
 from memupdate.serving.middleware import INFERENCE_ROUTES, AliasMiddleware
 
-BASE = "sha256:" + "b" * 64
-CHAT = "/v1/chat/completions"
 TOKEN = "s3cret"
-
-
-class Echo:
-    """Answers with what it was sent; `/stream` routes answer piece by piece, each as the test lets it."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.release_next = asyncio.Event()
-
-    async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
-        self.calls += 1
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        headers = {key.decode(): value.decode() for key, value in scope["headers"]}
-        told = {"path": scope["path"], "method": scope["method"], "headers": headers, "body": body.decode("latin-1")}
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-        if headers.get("x-stream"):
-            for piece in range(3):
-                await send({"type": "http.response.body", "body": f"{piece}".encode(), "more_body": True})
-                await self.release_next.wait()
-                self.release_next.clear()
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await send({"type": "http.response.body", "body": json.dumps(told).encode()})
-
-
-def example() -> Manifest:
-    manifest = Manifest(BASE)
-    for number in (1, 2, 3):
-        entry = ReleaseEntry("sha256:" + f"{number:064x}", "sha256:" + "c" * 64, 8, number, BASE)
-        manifest = with_release(manifest, f"acme@v{number}", entry)
-    return with_alias(with_retired(manifest, "acme@v3"), "acme", "acme@v1")
 
 
 @pytest.fixture
@@ -74,19 +28,6 @@ def registry(tmp_path: Path) -> Path:
 @pytest.fixture
 def app(registry: Path) -> AliasMiddleware:
     return AliasMiddleware(Echo(), registry=registry, admin_token=TOKEN, max_body_bytes=4096)
-
-
-def call(app: AliasMiddleware, method: str, path: str, **options: Any) -> httpx.Response:
-    async def run() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine") as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(run())
-
-
-def seen(response: httpx.Response) -> dict[str, Any]:
-    assert response.status_code == 200
-    return response.json()  # type: ignore[no-any-return]  # what Echo wrote
 
 
 @pytest.mark.parametrize("path", sorted(INFERENCE_ROUTES))
