@@ -18,7 +18,7 @@ from memupdate import Workspace
 from memupdate.errors import EngineError, UsageError
 from memupdate.models.scoring import score_examples
 from memupdate.serving.client import EngineClient
-from memupdate.serving.engine import running_engine
+from memupdate.serving.engine_record import running_engine
 from memupdate.training.memory import attach, detach, load_adapter
 from memupdate.verification.inprocess import generate_greedy
 from support import news, write_facts_file

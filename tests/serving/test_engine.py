@@ -24,8 +24,14 @@ from memupdate.serving.engine import (
     choose_port,
     engine_command,
     failure_reason,
+)
+from memupdate.serving.engine_record import (
+    engine_notes,
     process_start,
+    record_of,
+    record_paths,
     running_engine,
+    running_engines,
 )
 
 
@@ -154,6 +160,37 @@ class _Health(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def test_replicas_are_found_by_their_numbered_records(tmp_path: Path) -> None:
+    server = HTTPServer(("127.0.0.1", 0), _Health)
+    Thread(target=server.serve_forever, daemon=True).start()
+    first = tmp_path / "engine.json"
+    value = {
+        "pid": os.getpid(), "process_started": process_start(os.getpid()), "url": f"http://127.0.0.1:{server.server_port}",
+        "served_model_name": "tiny", "max_lora_rank": 16, "started_at_utc": "2026-01-01T00:00:00+00:00", "log_path": "x",
+    }  # fmt: skip
+    assert (running_engines(first), record_paths(first)) == ([], [])
+    for number in (10, 2, 1):
+        restarts = {"restarts": number, "last_failure": "killed"}
+        record_of(first, number).write_text(json.dumps({**value, **restarts}))
+    dead = {"pid": 2**22 + 1, "process_started": "1", "supervisor_pid": os.getpid(), "state": "restarting"}
+    record_of(first, 3).write_text(json.dumps({**dead, "supervisor_started": process_start(os.getpid())}))
+    for other in ("engine-x.json", "engine-01.json", "engine-1.json", "engines.json"):
+        (tmp_path / other).write_text(json.dumps(value))
+    try:
+        assert [path.name for path in record_paths(first)] == [
+            "engine.json", "engine-2.json", "engine-3.json", "engine-10.json",
+        ]  # fmt: skip
+        assert [(found.restarts, found.last_failure) for found in running_engines(first)] == [
+            (1, "killed"), (2, "killed"), (10, "killed"),
+        ]  # fmt: skip
+        notes = {note.number: note for note in engine_notes(first)}
+        assert (notes[2].is_engine_alive, notes[2].is_supervisor_alive, notes[2].state) == (True, False, "running")
+        assert (notes[3].is_engine_alive, notes[3].is_supervisor_alive, notes[3].state) == (False, True, "restarting")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_record_counts_only_while_its_very_process_answers(tmp_path: Path) -> None:

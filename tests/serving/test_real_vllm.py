@@ -22,7 +22,8 @@ from memupdate.errors import EngineError
 from memupdate.layout import RegistryLayout
 from memupdate.serving.client import EngineClient, EngineRefused
 from memupdate.serving.compat import engine_installed
-from memupdate.serving.engine import Engine, EngineSettings, running_engine
+from memupdate.serving.engine import Engine, EngineSettings
+from memupdate.serving.engine_record import running_engine
 from memupdate.serving.manifest import (
     Manifest,
     read_manifest,

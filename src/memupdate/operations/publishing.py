@@ -17,7 +17,7 @@ from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.serving.access import Binding, rules_json
 from memupdate.serving.client import EngineClient
-from memupdate.serving.engine import running_engine
+from memupdate.serving.engine_record import running_engine
 from memupdate.serving.manifest import Manifest, ReleaseEntry, read_manifest, with_alias, with_release, write_manifest
 from memupdate.storage import file_sha256, write_text_atomic
 from memupdate.verification.recall import FactProof

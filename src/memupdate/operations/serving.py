@@ -14,7 +14,8 @@ from memupdate.budget.ranks import SERVING_RANKS, serving_rank
 from memupdate.errors import EngineError, UsageError
 from memupdate.ledger.ledger import Ledger
 from memupdate.operations.session import Session
-from memupdate.serving.engine import Engine, EngineSettings, engine_command, running_engine
+from memupdate.serving.engine import Engine, EngineSettings, engine_command
+from memupdate.serving.engine_record import running_engine
 
 _POLL_S = 0.5
 

@@ -50,7 +50,8 @@ from memupdate.operations.updating import BatchRun
 from memupdate.policies import load_policy, parse_resolved_policy, policy_path
 from memupdate.progress import Progress, no_progress
 from memupdate.reports.content import CapacityReport
-from memupdate.serving.engine import Engine, running_engine
+from memupdate.serving.engine import Engine
+from memupdate.serving.engine_record import running_engine
 from memupdate.serving.manifest import read_manifest
 from memupdate.storage import ensure_dir, readable_disk_errors, remove_leftovers, write_bytes_atomic
 

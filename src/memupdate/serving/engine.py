@@ -8,7 +8,6 @@ engine that has answered. This module knows how to launch vLLM and nothing about
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import signal
@@ -30,8 +29,9 @@ from memupdate.budget.ranks import serving_rank
 from memupdate.errors import EngineError, UsageError
 from memupdate.progress import Progress, ProgressEvent, no_progress
 from memupdate.serving.compat import check_vllm_version, is_cpu_engine
+from memupdate.serving.engine_record import process_start, read_record, write_record
 from memupdate.serving.env import ACCESS_ENV, BASE_FINGERPRINT_ENV, BASE_MODEL_ENV, MAX_RANK_ENV, REGISTRY_ENV
-from memupdate.storage import readable_disk_errors, write_text_atomic
+from memupdate.storage import readable_disk_errors
 
 MIDDLEWARE = "memupdate.serving.middleware.AliasMiddleware"
 PLUGIN_GROUP = "vllm.general_plugins"
@@ -99,18 +99,6 @@ class EngineSettings:
     ready_timeout_s: float = 600.0
 
 
-@dataclass(frozen=True)
-class RunningEngine:
-    """An engine that another process started, alive and answering."""
-
-    pid: int
-    url: str
-    served_model_name: str
-    max_lora_rank: int
-    started_at_utc: str
-    log_path: str
-
-
 def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     """The command line and the environment variables to add, for this machine's vLLM. Port 0 is left as it is.
 
@@ -163,6 +151,9 @@ class Engine:
         """Nothing happens yet. `record` is where `engine.json` goes (`WorkspaceLayout.engine`); None writes none."""
         self.settings = settings
         self.url = ""
+        self.notes: dict[str, Any] = {}
+        """Goes into the record beside what the engine itself knows."""
+        self._port = 0
         self._record = record
         self._watchdog: subprocess.Popen[str] | None = None
         self._pid = 0
@@ -308,7 +299,6 @@ class Engine:
         if self._record is None:
             return
         value = {
-            "schema_version": 1,
             "pid": self._pid,
             "process_started": process_start(self._pid),
             "url": self.url,
@@ -317,35 +307,12 @@ class Engine:
             "started_at_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "log_path": str(self.settings.log_path),
         }
-        write_text_atomic(self._record, json.dumps(value, indent=2) + "\n")
+        write_record(self._record, {**value, **self.notes})
 
     def _remove_record(self) -> None:
         """Remove `engine.json` if it is about this engine."""
-        if self._record is not None and self._pid and (_read_record(self._record) or {}).get("pid") == self._pid:
+        if self._record is not None and self._pid and (read_record(self._record) or {}).get("pid") == self._pid:
             self._record.unlink(missing_ok=True)
-
-
-def running_engine(path: Path, *, timeout_s: float = 5.0) -> RunningEngine | None:
-    """The engine that `engine.json` at `path` tells of, if that very process lives and answers `/health`; else None."""
-    value = _read_record(path)
-    if value is None:
-        return None
-    try:
-        engine = RunningEngine(
-            pid=int(value["pid"]),
-            url=str(value["url"]),
-            served_model_name=str(value["served_model_name"]),
-            max_lora_rank=int(value["max_lora_rank"]),
-            started_at_utc=str(value["started_at_utc"]),
-            log_path=str(value["log_path"]),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-    started = process_start(engine.pid)
-    if started is None or started != value.get("process_started"):
-        return None
-    with httpx.Client(base_url=engine.url, timeout=timeout_s, trust_env=False) as client:
-        return engine if _answers(client) else None
 
 
 def choose_port(host: str, port: int) -> int:
@@ -390,25 +357,6 @@ def _with_continuation(lines: list[str], at: int) -> str:
             break
         parts.append(line.strip().split(" [type=", 1)[0])
     return " ".join(parts)
-
-
-def process_start(pid: int) -> str | None:
-    """A mark that tells this process from a later one of the same id; None where there is none, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return _alive_without_proc(pid)
-    return None if fields[0] == "Z" else fields[19]
-
-
-def _alive_without_proc(pid: int) -> str | None:
-    if Path("/proc/self/stat").exists():
-        return None
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return None
-    return "unknown"
 
 
 def _check_installed() -> None:
@@ -462,14 +410,6 @@ def _answers(client: httpx.Client) -> bool:
         return client.get("/health").status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _without_prefix(line: str) -> str:
