@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -21,6 +23,7 @@ from memupdate.serving.manifest import (
     Canary,
     Manifest,
     ManifestError,
+    Move,
     ReleaseEntry,
     manifest_cache,
     manifest_json,
@@ -28,8 +31,11 @@ from memupdate.serving.manifest import (
     read_manifest,
     with_alias,
     with_canary,
+    with_entry,
+    with_move,
     with_release,
     with_retired,
+    with_revived,
     write_manifest,
 )
 
@@ -113,6 +119,7 @@ def test_the_file_reads_as_it_was_written(tmp_path: Path) -> None:
         ({"aliases": {"acme": {"release": "acme@v1", "canary": {"release": "acme@v1", "share": 0.5}}}}, "already"),
         ({"aliases": {"acme": {"release": "acme@v1", "canary": {"release": "acme@v9", "share": 0.5}}}}, "not in the"),
         ({"aliases": {"acme": {"release": "acme@v1", "route": "sometimes"}}}, "none of always, matched"),
+        ({"moves": {"acme": {"kind": "published"}}}, "moves.acme.detail: expected an object"),
         ({"releases": {"acme@v1": {"digest": "sha256:0"}}}, "config_digest"),
     ],
 )
@@ -244,3 +251,87 @@ def test_nothing_is_written_when_the_manifest_is_inconsistent(tmp_path: Path) ->
     with pytest.raises(ValueError, match="base_fingerprint"):
         write_manifest(path, Manifest(""))
     assert os.listdir(tmp_path) == []
+
+
+def test_the_last_step_of_an_alias_travels_with_the_manifest() -> None:
+    after = with_alias(example(), "acme", "acme@v2")
+    named = with_move(after, "acme", Move("published", "acme@v2", after.generation, "now", {"share": 0.1, "why": None}))
+    assert named.generation == after.generation
+    assert parse_manifest(manifest_json(named)) == named
+    back = with_entry(named, "acme", example().aliases["acme"])
+    assert (back.generation, dict(back.aliases), dict(back.moves)) == (
+        after.generation + 1,
+        dict(example().aliases),
+        dict(named.moves),
+    )
+    assert dict(with_entry(named, "acme", None).aliases) == {}
+    with pytest.raises(ValueError, match="why must be text or a number"):
+        parse_manifest(manifest_json(named).replace('"why": null', '"why": NaN'))
+
+
+def test_a_retired_release_can_be_revived() -> None:
+    retired = with_retired(example(), "acme@v2")
+    assert with_revived(retired, "acme@v2").releases == example().releases
+    assert with_revived(example(), "acme@v1") == example()
+    with pytest.raises(ValueError, match="not in the manifest"):
+        with_revived(retired, "acme@v9")
+
+
+NAMES = ("acme@v1", "acme@v2", "acme@v3")
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["move", "canary", "end", "retire", "revive"]), st.sampled_from(NAMES)), max_size=16
+    )
+)
+def test_any_row_of_steps_keeps_what_clients_are_answered_from(steps: list[tuple[str, str]]) -> None:
+    """Whatever is refused changes nothing; what is done is readable, counted, and never leaves an alias without a release."""
+    manifest = with_release(example(), "acme@v3", entry(3))
+    do = {
+        "move": lambda m, name: with_alias(m, "acme", name),
+        "canary": lambda m, name: with_canary(m, "acme", Canary(name, 0.25)),
+        "end": lambda m, _name: with_canary(m, "acme", None),
+        "retire": with_retired,
+        "revive": with_revived,
+    }
+    for what, name in steps:
+        try:
+            after = do[what](manifest, name)
+        except ValueError:
+            continue
+        assert after is manifest or after.generation == manifest.generation + 1
+        manifest = after
+        alias = manifest.aliases["acme"]
+        named = {alias.release} | ({alias.canary.release} if alias.canary else set())
+        assert all(manifest.releases[name].state != RETIRED for name in named)
+        assert parse_manifest(manifest_json(manifest)) == manifest
+
+
+def test_many_readers_never_see_half_of_what_one_writer_writes(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_manifest(path, example())
+    done, seen = threading.Event(), set()
+
+    def read() -> int:
+        cache, last = manifest_cache(path), 0
+        while not done.is_set():
+            found = cache.get()
+            assert found is not None
+            assert found.generation >= last, "time goes forward"
+            last = found.generation
+            assert found.aliases["acme"].release == f"acme@v{2 - found.generation % 2}"
+            seen.add(last)
+        return last
+
+    with ThreadPoolExecutor(max_workers=6) as pool:
+        readers = [pool.submit(read) for _ in range(6)]
+        manifest = example()
+        for _ in range(120):
+            target = "acme@v2" if manifest.aliases["acme"].release == "acme@v1" else "acme@v1"
+            manifest = with_alias(manifest, "acme", target)
+            write_manifest(path, manifest)
+        done.set()
+        assert all(reader.result() <= manifest.generation for reader in readers)
+    assert len(seen) > 1

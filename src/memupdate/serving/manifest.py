@@ -8,6 +8,7 @@ lock writes. This module knows nothing about vLLM, HTTP or adapters' contents.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -84,6 +85,20 @@ class AliasEntry:
 
 
 @dataclass(frozen=True)
+class Move:
+    """The last step of one alias. It is written with the step, so that a ledger can be told of it whenever a crash came."""
+
+    kind: str
+    """What was done, as the ledger's events name it."""
+    release: str
+    """The release that it was about."""
+    generation: int
+    """Of the manifest that it made."""
+    at_utc: str
+    detail: Mapping[str, str | float | bool | None] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A consistent snapshot of the registry."""
 
@@ -92,6 +107,8 @@ class Manifest:
     """Grows by one with every change, so that an engine's view can be compared with the file."""
     aliases: Mapping[str, AliasEntry] = field(default_factory=lambda: MappingProxyType({}))
     releases: Mapping[str, ReleaseEntry] = field(default_factory=lambda: MappingProxyType({}))
+    moves: Mapping[str, Move] = field(default_factory=lambda: MappingProxyType({}))
+    """Alias → its last step; engines have no use for it."""
 
     def next_lora_int_id(self) -> int:
         """The smallest id above all that were ever given out here (retired releases keep theirs)."""
@@ -160,6 +177,28 @@ def with_retired(manifest: Manifest, name: str) -> Manifest:
     return _changed(manifest, releases={**manifest.releases, name: replace(entry, state=RETIRED)})
 
 
+def with_revived(manifest: Manifest, name: str) -> Manifest:
+    """The manifest with a retired release `name` open to engines again. Raises ValueError where it is unknown."""
+    entry = manifest.releases.get(name)
+    if entry is None:
+        raise ValueError(f"{name} is not in the manifest")
+    if entry.state == RELEASED:
+        return manifest
+    return _changed(manifest, releases={**manifest.releases, name: replace(entry, state=RELEASED)})
+
+
+def with_entry(manifest: Manifest, alias: str, entry: AliasEntry | None) -> Manifest:
+    """The manifest with the alias as it was before some step; None: as if it had never been. Raises ValueError."""
+    if entry is not None:
+        return _with_entry(manifest, alias, entry)
+    return _changed(manifest, aliases={name: kept for name, kept in manifest.aliases.items() if name != alias})
+
+
+def with_move(manifest: Manifest, alias: str, move: Move) -> Manifest:
+    """The manifest, which a step has just made, with that step named in it; no step of its own."""
+    return replace(manifest, moves=_frozen({**manifest.moves, alias: move}))
+
+
 def with_matcher(manifest: Manifest, name: str, digest: str) -> Manifest:
     """The manifest with another matcher for release `name`: the only thing of a release that may change, as when a fact is
     purged.
@@ -183,6 +222,7 @@ def manifest_json(manifest: Manifest) -> str:
         "base_fingerprint": manifest.base_fingerprint,
         "aliases": {name: asdict(entry) for name, entry in manifest.aliases.items()},
         "releases": {name: asdict(entry) for name, entry in manifest.releases.items()},
+        "moves": {name: {**vars(move), "detail": dict(move.detail)} for name, move in manifest.moves.items()},
     }
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
@@ -207,6 +247,7 @@ def parse_manifest(text: str | bytes) -> Manifest:
         generation=_integer(root, "generation", "the document", minimum=0),
         aliases=_frozen({name: _parse_alias(name, entry) for name, entry in _dict_at(root, "aliases").items()}),
         releases=_frozen({name: _parse_release(name, entry) for name, entry in _dict_at(root, "releases").items()}),
+        moves=_frozen({name: _parse_move(name, move) for name, move in _dict(root.get("moves", {}), "moves").items()}),
     )
     _check(manifest)
     return manifest
@@ -252,8 +293,8 @@ def _changed(
     aliases: dict[str, AliasEntry] | None = None,
     releases: dict[str, ReleaseEntry] | None = None,
 ) -> Manifest:
-    changed = Manifest(
-        base_fingerprint=manifest.base_fingerprint,
+    changed = replace(
+        manifest,
         generation=manifest.generation + 1,
         aliases=_frozen(aliases) if aliases is not None else manifest.aliases,
         releases=_frozen(releases) if releases is not None else manifest.releases,
@@ -340,6 +381,23 @@ def _parse_release(name: str, value: Any) -> ReleaseEntry:
         base_fingerprint=_text(entry, "base_fingerprint", where),
         state=_text(entry, "state", where),
         matcher_digest=_text_or_null(entry, "matcher_digest", where),
+    )
+
+
+def _parse_move(alias: str, value: Any) -> Move:
+    where = f"moves.{alias}"
+    move = _dict(value, where)
+    detail = _dict(move.get("detail"), f"{where}.detail")
+    for name, item in detail.items():
+        plain = item is None or isinstance(item, str | bool | int) or (isinstance(item, float) and math.isfinite(item))
+        if not plain:
+            raise ValueError(f"{where}.detail: {name} must be text or a number")
+    return Move(
+        kind=_text(move, "kind", where),
+        release=_text(move, "release", where),
+        generation=_integer(move, "generation", where, minimum=0),
+        at_utc=_text(move, "at_utc", where),
+        detail=_frozen(detail),
     )
 
 
