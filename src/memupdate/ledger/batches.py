@@ -58,7 +58,8 @@ ON CONFLICT DO NOTHING
 _TEACH = """
 INSERT INTO batch_facts (batch, fact, position, change, supersedes)
 SELECT :batch, id, position, COALESCE(told, 'new'), CASE told WHEN 'superseding' THEN live END FROM (
-    SELECT *, ROW_NUMBER() OVER (ORDER BY seq) - 1 AS position FROM staged WHERE told IS NULL OR told = 'superseding'
+    SELECT id, told, live, ROW_NUMBER() OVER (ORDER BY seq) - 1 AS position
+    FROM staged WHERE told IS NULL OR told = 'superseding'
 ) ORDER BY id
 """
 
