@@ -46,6 +46,7 @@ COMMANDS = [
     ["ledger", "datasette-metadata"],
     ["compact"],
     ["serve"],
+    ["doctor"],
     ["demo"],
 ]
 REPORTING = [

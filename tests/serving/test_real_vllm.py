@@ -20,6 +20,7 @@ from serving_fixtures import add_release, entry_for, write_adapter
 
 from memupdate.errors import EngineError
 from memupdate.layout import RegistryLayout
+from memupdate.operations.doctor_served import Expected, examine_served
 from memupdate.serving.client import EngineClient, EngineRefused
 from memupdate.serving.compat import engine_installed
 from memupdate.serving.engine import Engine, EngineSettings
@@ -301,6 +302,17 @@ def test_a_proved_chain_is_what_the_engine_emits(served: Served) -> None:
     emitted = answer["choices"][0]["token_ids"]
     assert emitted == chain[: len(emitted)]
     assert len(emitted) == 6 or answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_the_doctor_finds_the_engine_well(served: Served) -> None:
+    manifest = served.manifest()
+    target = manifest.aliases["acme"].release
+    report = examine_served(
+        served.engine.url, expected=Expected(manifest.generation, {"acme": (target,)}, {"acme": "the old mill"}, RANK)
+    )
+    assert [finding.what for finding in report.findings if finding.status != "ok"] == []
+    assert {"version", "clock", "rank", "admin routes", "LoRA", "plug-ins"} <= {f.area for f in report.findings}
+    assert served.client.health()
 
 
 def test_the_engine_is_found_by_its_record_and_leaves_nothing_behind(served: Served) -> None:

@@ -16,7 +16,21 @@ import typer
 from typer.core import TyperGroup
 
 from memupdate import __version__
-from memupdate.cli import compact, demo, deploy, facts, formats, law, ledger, purge, report, retract, update, workspace
+from memupdate.cli import (
+    compact,
+    demo,
+    deploy,
+    doctor,
+    facts,
+    formats,
+    law,
+    ledger,
+    purge,
+    report,
+    retract,
+    update,
+    workspace,
+)
 from memupdate.cli.errors import (
     INTERRUPTED_EXIT_CODE,
     TERMINATED_EXIT_CODE,
@@ -116,6 +130,7 @@ def globals_(
 
 
 workspace.register(app)
+doctor.register(app)
 law.register(app)
 report.register(app)
 update.register(app)

@@ -41,6 +41,12 @@ def supported_range() -> str:
     return f">={OLDEST[0]}.{OLDEST[1]},<{TOO_NEW[0]}.{TOO_NEW[1]}"
 
 
+def is_supported(version: str) -> bool:
+    """Whether our plug-ins were tried with this vLLM."""
+    found = _VERSION.match(version)
+    return found is not None and OLDEST <= (int(found[1]), int(found[2])) < TOO_NEW
+
+
 def check_vllm_version() -> str:
     """The version of the installed vLLM, if it is a supported one.
 
@@ -51,8 +57,7 @@ def check_vllm_version() -> str:
     if name is None:
         raise EngineError("vLLM is not installed in this environment", f'pip install "vllm{supported_range()}"')
     version = metadata.version(name)
-    found = _VERSION.match(version)
-    if found is None or not OLDEST <= (int(found[1]), int(found[2])) < TOO_NEW:
+    if not is_supported(version):
         raise EngineError(
             f"{name} {version} is installed; this memupdate works with vLLM {supported_range()}",
             f'pip install "{name}{supported_range()}", or a memupdate made for {name} {version}',

@@ -50,6 +50,12 @@ class ServingMetrics:
             multiprocess_mode="mostrecent",
             registry=registry,
         )
+        self.max_rank = Gauge(
+            "memupdate_max_lora_rank",
+            "Largest rank of a release that this engine was started for; 0 where it was not told",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
 
 
 @lru_cache(maxsize=1)

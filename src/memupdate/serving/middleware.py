@@ -26,6 +26,7 @@ from memupdate.serving.env import (
     ADMIN_TOKEN_ENV,
     BASE_MODEL_ENV,
     MAX_BODY_ENV,
+    MAX_RANK_ENV,
     OPERATOR_KEY_ENV,
     REGISTRY_ENV,
 )
@@ -125,6 +126,7 @@ class AliasMiddleware:
         self._token_digest = hashlib.sha256(token.encode()).digest() if token else None
         self._max_body_bytes = max_body_bytes or _positive_env(MAX_BODY_ENV, DEFAULT_MAX_BODY_BYTES)
         self._metrics = serving_metrics()
+        self._metrics.max_rank.set(_positive_env(MAX_RANK_ENV, 0))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
