@@ -146,7 +146,14 @@ def run_cells(
 
 
 def run_cell(base: BaseModel, folder: ModelFolder, recipe: Recipe, cell: Cell, examples: Sequence[Example]) -> Measured:
-    """Train one cell."""
+    """Train one cell and measure it."""
+    return measure(cell, examples, recipe.goal, train(base, folder, recipe, cell, examples))
+
+
+def train(
+    base: BaseModel, folder: ModelFolder, recipe: Recipe, cell: Cell, examples: Sequence[Example]
+) -> TrainingOutcome:
+    """Write `examples` into an empty memory, for all of the cell's steps."""
     shape = resolve_placement(recipe.placement, folder.config)
     memory = grow(empty_memory(shape), cell.rank, seed=f"{recipe.seed}:{cell.repeat}", scale=recipe.scale)
     epochs = epochs_for(cell, len(examples))
@@ -156,8 +163,22 @@ def run_cell(base: BaseModel, folder: ModelFolder, recipe: Recipe, cell: Cell, e
         seed=recipe.seed + cell.repeat, train_basis=recipe.train_basis, guard_weight=0.0, anchors_per_step=0, max_kl_nats=math.inf,
         stop_when_stored=False, linear_decay=recipe.linear_decay,
     )  # fmt: skip
-    outcome = write_facts(base, memory, examples, settings, None, None, no_progress)
-    return _measured(cell, examples, recipe.goal, outcome)
+    return write_facts(base, memory, examples, settings, None, None, no_progress)
+
+
+def measure(cell: Cell, examples: Sequence[Example], goal: float, outcome: TrainingOutcome) -> Measured:
+    """What a trained memory gives back."""
+    right = [
+        [found == wanted for found, wanted in zip(score.greedy_ids, example.target_ids, strict=True)]
+        for score, example in zip(outcome.scores, examples, strict=True)
+    ]
+    tokens = sum(len(row) for row in right)
+    return Measured(
+        cell=cell, examples=len(examples), target_tokens=tokens, effective_parameters=outcome.memory.parameters,
+        loss_before_nats=outcome.loss_before_nats, loss_after_nats=outcome.loss_after_nats, exact=sum(map(all, right)),
+        prefix_share=sum(_prefix(row) / len(row) for row in right) / len(right), token_share=sum(map(sum, right)) / tokens,
+        over_goal=_weakest(outcome.scores) >= goal, steps=outcome.steps, epochs=outcome.epochs, duration_s=round(outcome.duration_s, 2),
+    )  # fmt: skip
 
 
 def epochs_for(cell: Cell, count: int) -> int:
@@ -189,20 +210,6 @@ def law_point(measured: Measured, recipe: Recipe) -> LawPoint:
         loss_before_nats=measured.loss_before_nats, loss_after_nats=measured.loss_after_nats, facts_proved=measured.exact,
         kl_nats=None, epochs=measured.epochs, stopped_early=measured.over_goal and cell.method != "sft",
         duration_s=measured.duration_s, examples=measured.examples, steps=measured.steps, kind=cell.kind,
-    )  # fmt: skip
-
-
-def _measured(cell: Cell, examples: Sequence[Example], goal: float, outcome: TrainingOutcome) -> Measured:
-    right = [
-        [found == wanted for found, wanted in zip(score.greedy_ids, example.target_ids, strict=True)]
-        for score, example in zip(outcome.scores, examples, strict=True)
-    ]
-    tokens = sum(len(row) for row in right)
-    return Measured(
-        cell=cell, examples=len(examples), target_tokens=tokens, effective_parameters=outcome.memory.parameters,
-        loss_before_nats=outcome.loss_before_nats, loss_after_nats=outcome.loss_after_nats, exact=sum(map(all, right)),
-        prefix_share=sum(_prefix(row) / len(row) for row in right) / len(right), token_share=sum(map(sum, right)) / tokens,
-        over_goal=_weakest(outcome.scores) >= goal, steps=outcome.steps, epochs=outcome.epochs, duration_s=round(outcome.duration_s, 2),
     )  # fmt: skip
 
 
