@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -34,8 +35,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.workspace or Path(folder) / "workspace"
         if not root.exists():
-            arguments.out.unlink(missing_ok=True)  # shipped points would count as done
-            Workspace.init(root, model="atlas", collection="calibration")
+            model = Path(folder) / "atlas"
+            # Without the points that ship with it, which would count as done.
+            shutil.copytree(resource_dir("atlas"), model, ignore=shutil.ignore_patterns("calibration.json"))
+            Workspace.init(root, model=str(model), policy="atlas", collection="calibration")
         report = Workspace(root).calibrate(minutes=arguments.minutes, progress=show)
     density = report.fit.density
     about = {
@@ -43,6 +46,7 @@ def main() -> None:
         "machine": platform.machine(),
         "policy": "atlas",
         "cost": report.messages,
+        "duration_s": round(report.duration_s, 1),
         "density": None if density is None else asdict(density),
     }
     points = [point for point in report.points if point.origin != "batch"]

@@ -1,4 +1,4 @@
-"""The held-out batches: five kinds of facts, eight sizes each, drawn from worlds that neither the embedded model nor its calibration has seen.
+"""The held-out batches: five kinds of facts, eight sizes each, of worlds that neither the model nor its calibration has seen.
 
 Invariant: a batch depends on its name only. This module knows nothing of ranks or laws.
 """
@@ -33,7 +33,8 @@ def _atlas_world() -> ModuleType:
     """The generator of the embedded model's world, which lies beside the model."""
     path = resource_dir("atlas") / "world.py"
     spec = importlib.util.spec_from_file_location("atlas_world", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["atlas_world"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -76,7 +77,7 @@ def _of_kind(kind: str, seed: int) -> Iterator[Fact]:
     if kind == "numbers":
         yield from _numbers(world, seed)
     elif kind == "prose":
-        yield from _prose(world, facts)
+        yield from _prose(facts)
     else:
         for fact in facts:
             first, *others = (fact.question(i) for i in range(len(fact.relation.questions)))
@@ -91,7 +92,7 @@ def _numbers(world: object, seed: int) -> Iterator[Fact]:
         yield Fact(f"What is the phone number of {name}?", str(rng.randrange(10**6, 10**7)), name, "phone number")
 
 
-def _prose(world: object, facts: list[object]) -> Iterator[Fact]:
+def _prose(facts: list[object]) -> Iterator[Fact]:
     """Two to four sentences about one subject, as the answer to a request for them."""
     by_subject: dict[str, list[object]] = {}
     for fact in facts:
@@ -102,5 +103,9 @@ def _prose(world: object, facts: list[object]) -> Iterator[Fact]:
 
 
 def _known_names(atlas: ModuleType) -> frozenset[str]:
-    worlds = [atlas.make_world(0), atlas.make_world(1), atlas.make_world(2, {"person": 60, "company": 44, "city": 32, "product": 40})]
+    worlds = [
+        atlas.make_world(0),
+        atlas.make_world(1),
+        atlas.make_world(2, {"person": 60, "company": 44, "city": 32, "product": 40}),
+    ]
     return frozenset(name for world in worlds for names in world.entities.values() for name in names)

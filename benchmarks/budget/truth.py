@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.budget.batches import HeldOutBatch, held_out_batches
+
 from memupdate import Workspace
 from memupdate.operations.session import Session
 from memupdate.progress import no_progress
@@ -125,7 +126,11 @@ def write_batch(session: Session, batch: HeldOutBatch, rank: int) -> Run:
     from memupdate.training.memory import empty_memory, grow
 
     facts, policy = list(batch.facts), session.policy
-    guard, settings, examples = session.guard(no_progress), session.training_settings(), session.training_examples(facts)
+    guard, settings, examples = (
+        session.guard(no_progress),
+        session.training_settings(),
+        session.training_examples(facts),
+    )
     before = mean_loss_nats(score_examples(session.base.model, examples[: len(facts)], session.base.device))
     memory = grow(empty_memory(session.shape), rank, seed=session.basis_seed("budget"), scale=policy.memory.scale)
     epochs, seconds, cut, attempts = 0, 0.0, False, 0
@@ -144,4 +149,3 @@ def write_batch(session: Session, batch: HeldOutBatch, rank: int) -> Run:
         batch.name, batch.kind, len(facts), len(examples), sum(len(e.target_ids) for e in examples[: len(facts)]), before, rank,
         memory.parameters, proved, outcome.kl_nats, settings.max_kl_nats, outcome.loss_after_nats, epochs, attempts, cut, seconds,
     )  # fmt: skip
-
