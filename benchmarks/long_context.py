@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from benchmarks.paper.cells import RECIPES, Cell, Store, run_cells
-from benchmarks.paper.command import Loaded, Sizes, load, parser, report, result_name, sizes_of
+from benchmarks.paper.command import Loaded, Sizes, load, parser, report, result_name, run, sizes_of
 from benchmarks.paper.data import QUESTION, Passage, ordinary_tokens, passage_example, prose, read_passages
 
 from memupdate.facts.render import Example
@@ -73,4 +73,4 @@ def _example(loaded: Loaded, passage: Passage, cell: Cell, ordinary: Sequence[in
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

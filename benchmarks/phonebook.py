@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from benchmarks.paper.cells import RECIPES, Cell, Store, run_cells
-from benchmarks.paper.command import Sizes, load, parser, report, result_name, sizes_of
+from benchmarks.paper.command import Sizes, load, parser, report, result_name, run, sizes_of
 from benchmarks.paper.data import phonebook, prefix_of, read_phonebook
 
 from memupdate.facts.render import Example
@@ -58,4 +58,4 @@ def _cell(method: str, rank: int, length: int, sizes: Sizes, examples: Sequence[
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

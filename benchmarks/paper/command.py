@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from benchmarks.paper.cells import RECIPES, Measured, Recipe
 from benchmarks.paper.summary import draw, figures, laws, tables
 from benchmarks.recording import RESULTS, record
 
+from memupdate.errors import MemupdateError
 from memupdate.facts.render import Renderer
 from memupdate.models.base import BaseModel, load_base
 from memupdate.models.folder import ModelFolder, resolve_model
@@ -71,6 +73,15 @@ def load(arguments: argparse.Namespace) -> Loaded:
     with tempfile.TemporaryDirectory() as cache:
         fingerprint = folder.fingerprint(Path(cache))
     return Loaded(folder, base, Renderer(base.tokenizer, context=context), fingerprint)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run a benchmark; what the user can mend is told in two lines."""
+    try:
+        main()
+    except MemupdateError as error:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        raise SystemExit(int(error.exit_code)) from None
 
 
 def sizes_of(arguments: argparse.Namespace, *, default: Sizes, quick: Sizes, paper: Sizes) -> Sizes:

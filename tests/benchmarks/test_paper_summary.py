@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -94,3 +96,25 @@ def test_a_command_writes_its_results_and_goes_on_where_it_was(
     monkeypatch.setattr(cells, "run_cell", no_training)
     assert benchmark.main(options) == figures  # type: ignore[attr-defined]
     assert (tmp_path / f"{name}-cells.json").read_bytes() == before
+
+
+def test_what_the_user_can_mend_is_told_without_a_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text('{"query": "Jane Doe:", "target": "2025550123"}\n')
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.long_context",
+        "--quick",
+        "--data",
+        str(file),
+        "--folder",
+        str(tmp_path),
+    ]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-2:] == [
+        f"error: {file}:1: not a passage ('question')",
+        'hint: each line is {"question": …, "matching": …}',
+    ]
