@@ -32,7 +32,7 @@ class Echo:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        headers = {key.decode(): value.decode() for key, value in scope["headers"]}
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         told = {"path": scope["path"], "method": scope["method"], "headers": headers, "body": body.decode("latin-1")}
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
         if headers.get("x-stream"):

@@ -289,14 +289,16 @@ def _check_weights(
     path: Path, expected_digest: str, config: _Config, base_shapes: Mapping[str, tuple[int, ...]] | None
 ) -> AdapterInfo:
     with _open(path) as file:
-        digest = _digest(file)
-        if digest != expected_digest:
-            raise _Refused(f"{path.name} has digest {digest}, the manifest says {expected_digest}")
         size = os.fstat(file.fileno()).st_size
+        # Before the digest: what is far larger than such an adapter can be is not read through.
         header, data_start = _read_header(file, size)
         modules = _check_tensors(header, config)
         if base_shapes:
             _check_base_shapes(modules, base_shapes)
+        file.seek(0)
+        digest = _digest(file)
+        if digest != expected_digest:
+            raise _Refused(f"{path.name} has digest {digest}, the manifest says {expected_digest}")
         for name, tensor in header.items():
             _check_finite(file, name, tensor, data_start)
     return AdapterInfo(

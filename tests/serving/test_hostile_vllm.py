@@ -1,0 +1,85 @@
+"""Hundreds of mutated bodies and hostile names against the real vLLM on loopback: it goes on, and answers as before."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from hostile import NAMES, mutated
+from serving_fixtures import add_release
+from vllm_fixtures import CHAT, RANK, Served, make_model, settings_for
+
+from memupdate.facts.model import Fact
+from memupdate.layout import RegistryLayout
+from memupdate.serving.client import EngineClient
+from memupdate.serving.compat import engine_installed
+from memupdate.serving.engine import Engine
+from memupdate.serving.manifest import MATCHED, Manifest, with_alias, with_matcher, write_manifest
+from memupdate.serving.matcher import matcher_json, terms_of
+from memupdate.storage import file_sha256
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(engine_installed() is None, reason="vLLM is not installed"),
+]
+BODIES = 400
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("hostile")
+    model, registry = root / "model", root / "registry"
+    shapes = make_model(model)
+    manifest = Manifest("sha256:" + "0" * 64)
+    for name in ("acme@v1", "acme@v2", "globex@v1"):
+        manifest = add_release(
+            registry, manifest, name, shapes=shapes, rank=RANK, seed=len(manifest.releases), size=0.3
+        )
+    matcher = RegistryLayout(registry).release("globex@v1") / "matcher.json"
+    matcher.write_text(matcher_json(terms_of([Fact("Who leads the house?", "x", subject="the house")])))
+    manifest = with_alias(with_matcher(manifest, "globex@v1", file_sha256(matcher)), "acme", "acme@v1")
+    manifest = with_alias(manifest, "globex", "globex@v1", route=MATCHED)
+    write_manifest(RegistryLayout(registry).manifest, manifest)
+    engine = Engine(settings_for(model, registry, root / "engine.log"))
+    with engine, EngineClient(engine.url) as client:
+        yield Served(engine, client, model, registry, root / "engine.json", shapes)
+
+
+def test_unrelated_traffic_is_what_the_base_model_answers(served: Served) -> None:
+    other = [{"role": "user", "content": "a bridge, a mill and a road"}]
+    base, routed = served.client.chat("tiny", other, 12), served.client.chat("globex", other, 12)
+    assert (routed.model, routed.text) == ("tiny", base.text)
+    assert routed.headers["x-memupdate-route"] == "base"
+    about = served.client.chat("globex", CHAT, 12)
+    assert (about.model, about.headers["x-memupdate-route"]) == ("globex@v1", "release")
+    assert about.text == served.client.chat("globex@v1", CHAT, 12).text
+
+
+def test_mutated_bodies_and_names_leave_the_engine_as_it_was(served: Served) -> None:
+    first = served.client.chat("acme", CHAT, 12)
+    statuses: Counter[int] = Counter()
+    with httpx.Client(base_url=served.engine.url, timeout=180) as http:
+        for route, body in mutated(BODIES, seed=7):
+            response = http.post(route, content=body, headers={"content-type": "application/json"})
+            statuses[response.status_code] += 1
+        for name in NAMES:
+            body = json.dumps({"model": name, "prompt": "x", "max_tokens": 1}).encode()
+            response = http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+            assert response.status_code in (400, 404), name[:80]
+        assert served.engine.poll() is None
+        listed = {model["id"] for model in http.get("/v1/models").json()["data"]}
+        metrics = http.get("/metrics").text
+    print(dict(statuses))
+    assert listed <= {"tiny", "acme@v1", "acme@v2", "globex@v1"}
+    again = served.client.chat("acme", CHAT, 12)
+    assert (again.model, again.text) == (first.model, first.text)
+    assert served.client.health()
+    for name in ("requests_total", "flips_total", "resolve_seconds_count", "refusals_total", "routed_total"):
+        assert f"memupdate_{name}" in metrics
+    assert "passwd" not in metrics
+    assert sum(statuses.values()) == BODIES
+    assert statuses[200] > BODIES / 20
