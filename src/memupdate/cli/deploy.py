@@ -48,14 +48,20 @@ def serve(
     ctx: typer.Context,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="TCP port to listen on.")] = 8000,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    replicas: Annotated[
+        int,
+        typer.Option("--replicas", min=1, max=64, help="Engines on this machine, each on the next port."),
+    ] = 1,
     print_command: Annotated[
         bool, typer.Option("--print-command", help="Print the vLLM command and its environment; start nothing.")
     ] = False,
 ) -> None:
-    """Start vLLM with the releases, the alias and safe defaults; Ctrl-C stops it."""
+    """Start vLLM with the releases, the alias and safe defaults, and keep it up; Ctrl-C or SIGTERM drains and stops it."""
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
-        command = workspace.serve(port=port, host=host, print_command=print_command, progress=progress)
+        command = workspace.serve(
+            port=port, host=host, replicas=replicas, print_command=print_command, progress=progress
+        )
     if print_command:
         typer.echo(command)
 

@@ -1,39 +1,82 @@
-"""`serve`: vLLM with our plug-ins, this workspace's registry and safe defaults; what was released without an engine goes live."""
+"""`serve`: vLLM with our plug-ins, this workspace's registry and safe defaults, kept up until it is stopped.
+
+Invariant: whatever way `keep_serving` is left, every engine that it started has ended.
+"""
 
 from __future__ import annotations
 
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from memupdate.budget.ranks import SERVING_RANKS, serving_rank
 from memupdate.errors import EngineError, UsageError
+from memupdate.layout import WorkspaceLayout
+from memupdate.ledger.clock import utc_now
 from memupdate.ledger.ledger import Ledger
 from memupdate.operations.session import Session
+from memupdate.progress import Progress, ProgressEvent
 from memupdate.serving.engine import Engine, EngineSettings, engine_command
-from memupdate.serving.engine_record import running_engine
+from memupdate.serving.engine_record import engine_notes, record_of, running_engines
+from memupdate.serving.supervisor import RestartBounds, Supervisor, Tell
 
+MAX_REPLICAS = 64
 _POLL_S = 0.5
+_LAST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """How much room an engine makes for releases, and why, one line each."""
+
+    max_loras: int
+    max_cpu_loras: int
+    max_lora_rank: int
+    lines: tuple[str, ...]
+
+
+def engine_limits(session: Session, ledger: Ledger) -> EngineLimits:
+    """The smallest slots that fit what the ledger holds and one step more."""
+    policy, releases = session.policy, ledger.releases(failed=False)
+    lines_of_releases = max(1, len({release.collection for release in releases}))
+    largest = max([*(release.rank for release in releases), policy.memory.min_rank])
+    rank = serving_rank(min(round(largest * policy.escalation.rank_factor), SERVING_RANKS[-1]))
+    slots = min(policy.serving.max_loras, 2 * lines_of_releases + 1)
+    kept = max(slots, 4 * lines_of_releases)
+    collections = f"{lines_of_releases} collection{'s' if lines_of_releases > 1 else ''}"
+    return EngineLimits(
+        slots,
+        kept,
+        rank,
+        (
+            f"max_lora_rank {rank}: holds rank {largest} and one escalation (× {policy.escalation.rank_factor:g}) more; "
+            "every slot is paid at this rank",
+            f"max_loras {slots}: {collections}, each with the release it points at and the next one, and one to prove; "
+            f"at most serving.max_loras = {policy.serving.max_loras}",
+            f"max_cpu_loras {kept}: the current, the previous, the next and a canary of {collections} stay in memory, "
+            "so that no flip or rollback reads from disk",
+        ),
+    )
 
 
 def engine_settings(session: Session, ledger: Ledger, *, host: str, port: int) -> EngineSettings:
-    """What `serve` decides: LoRA slots that fit every release and one escalation more, on the adapted matrices only."""
-    serving, policy = session.policy.serving, session.policy
-    ranks = [release.rank for release in ledger.releases(failed=False)]
+    """What `serve` decides: LoRA slots as `engine_limits` says, on the adapted matrices only."""
+    serving, limits = session.policy.serving, engine_limits(session, ledger)
     return EngineSettings(
         model=str(session.folder.path),
         served_model_name=base_name(session),
         registry=session.layout.registry.root,
         log_path=session.layout.logs / "engine.log",
         lora_target_modules=tuple(sorted({name.rpartition(".")[2] for name, _, _ in session.shape.matrices})),
-        max_lora_rank=serving_rank(
-            min(round(max([*ranks, policy.memory.min_rank]) * policy.escalation.rank_factor), SERVING_RANKS[-1])
-        ),
-        max_loras=serving.max_loras,
+        max_lora_rank=limits.max_lora_rank,
+        max_loras=limits.max_loras,
+        max_cpu_loras=limits.max_cpu_loras,
         host=host,
         port=port,
         dtype=serving.dtype,
@@ -70,10 +113,7 @@ def engine_of(session: Session, settings: EngineSettings) -> Iterator[Engine]:
     Raises:
         UsageError: this workspace has a running engine already.
     """
-    if (other := running_engine(session.layout.engine)) is not None:
-        raise UsageError(
-            f"an engine of this workspace runs already: {other.url} (process {other.pid})", "stop it first, or use it"
-        )
+    refuse_second(session.layout)
     engine = Engine(settings, record=session.layout.engine)
     try:
         yield engine
@@ -81,19 +121,146 @@ def engine_of(session: Session, settings: EngineSettings) -> Iterator[Engine]:
         engine.stop()
 
 
-def wait_until_stopped(engine: Engine) -> None:
-    """Block until Ctrl-C or SIGTERM. Raises EngineError where the engine ends by itself."""
-    stopped = threading.Event()
+def refuse_second(layout: WorkspaceLayout) -> None:
+    """Raises UsageError where an engine of this workspace runs, or is being started by somebody."""
+    for other in running_engines(layout.engine):
+        raise UsageError(
+            f"an engine of this workspace runs already: {other.url} (process {other.pid})", "stop it first, or use it"
+        )
+    for note in engine_notes(layout.engine):
+        if note.is_supervisor_alive:
+            raise UsageError(
+                f"`memupdate serve` runs for this workspace already (process {note.supervisor_pid}); its engine is {note.state}",
+                "stop it first, or wait for it",
+            )
+        note.path.unlink(missing_ok=True)  # of engines that are gone
+
+
+def supervisors_of(
+    session: Session, settings: EngineSettings, limits: EngineLimits, *, replicas: int, progress: Progress
+) -> list[Supervisor]:
+    """One supervisor per replica, nothing started yet; each replica has its own port (one after the other), log and note.
+
+    Raises:
+        UsageError: an engine of this workspace runs already, or there are no ports for so many.
+    """
+    refuse_second(session.layout)
+    serving, tell = session.policy.serving, teller(session.layout, progress)
+    bounds = RestartBounds(serving.max_restarts, serving.restart_window_s, serving.hang_s)
+    found = []
+    for number, own in enumerate(replica_settings(settings, replicas), start=1):
+        engine = Engine(own, record=record_of(session.layout.engine, number))
+        engine.notes["limits"] = limits.lines
+        name = "engine" if replicas == 1 else f"engine {number}"
+        found.append(Supervisor(engine, bounds, tell, name=name, progress=progress))
+    return found
+
+
+def replica_settings(settings: EngineSettings, replicas: int) -> list[EngineSettings]:
+    """The settings of each replica: port, port + 1, …; `engine.log`, `engine-2.log`, …. Raises UsageError."""
+    if not 1 <= replicas <= MAX_REPLICAS or settings.port + replicas - 1 > _LAST_PORT:
+        raise UsageError(
+            f"{replicas} replicas from port {settings.port} on are not possible",
+            f"at most {MAX_REPLICAS}, and ports up to {_LAST_PORT}",
+        )
+    log = settings.log_path
+    return [
+        replace(
+            settings,
+            port=settings.port + number if settings.port else 0,
+            log_path=log if number == 0 else log.with_name(f"{log.stem}-{number + 1}{log.suffix}"),
+        )
+        for number in range(replicas)
+    ]
+
+
+def teller(layout: WorkspaceLayout, progress: Progress) -> Tell:
+    """One line for people, on the terminal and, with its time, in `logs/serve.log`. A full disk must not end a service."""
+    lock = threading.Lock()
+
+    def tell(line: str) -> None:
+        progress(ProgressEvent("serve", 1, 1, line))
+        with lock:
+            try:
+                layout.logs.mkdir(parents=True, exist_ok=True)
+                with (layout.logs / "serve.log").open("a", encoding="utf-8") as file:
+                    file.write(f"{utc_now()} {line}\n")
+            except OSError:
+                return
+
+    return tell
+
+
+def keep_serving(supervisors: Sequence[Supervisor], on_ready: Callable[[], None], tell: Tell) -> None:
+    """Start all engines, call `on_ready` once all answer, and keep them until Ctrl-C or SIGTERM, which drain them.
+
+    A replica that is given up leaves the others serving.
+
+    Raises:
+        MemupdateError: an engine could not be started, or the last one was given up.
+    """
+    stopped, failures = threading.Event(), list[BaseException]()
+
+    def keep(supervisor: Supervisor) -> None:
+        try:
+            supervisor.run(stopped)
+        except BaseException as error:
+            failures.append(error)
+            tell(str(error))
+
+    threads = [threading.Thread(target=keep, args=(supervisor,), daemon=True) for supervisor in supervisors]
+    try:
+        with _stop_signals(stopped):
+            for thread in threads:
+                thread.start()
+            while not stopped.wait(_POLL_S) and not failures and not all(s.ready.is_set() for s in supervisors):
+                pass
+        if failures:
+            raise failures[0]
+        if not stopped.is_set():
+            on_ready()
+            with _stop_signals(stopped):
+                while any(thread.is_alive() for thread in threads) and not stopped.wait(_POLL_S):
+                    pass
+            if not stopped.is_set():
+                raise failures[-1] if failures else EngineError("no engine is left")
+    finally:
+        stopped.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+
+def engine_status(layout: WorkspaceLayout) -> tuple[dict[str, Any] | None, list[str]]:
+    """The first engine that runs, as `status` shows it, and a line for every other one and for each that is not up."""
+    running = running_engines(layout.engine)
+    lines = [f"another engine answers at {other.url} (process {other.pid})" for other in running[1:]]
+    for note in engine_notes(layout.engine):
+        if not note.is_engine_alive and note.is_supervisor_alive:
+            why = f": {note.last_failure}" if note.last_failure else ""
+            lines.append(f"engine {note.number} is {note.state}{why}")
+    lines += [
+        f"the engine at {engine.url} was started again {engine.restarts} time(s): {engine.last_failure}"
+        for engine in running
+        if engine.restarts
+    ]
+    if not running:
+        return None, lines
+    first = running[0]
+    engine = {"url": first.url, "pid": first.pid, "max_lora_rank": first.max_lora_rank, "replicas": len(running)}
+    return {**engine, "restarts": first.restarts}, [*lines, *first.limits]
+
+
+@contextmanager
+def _stop_signals(stopped: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stopped` for the block."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         stopped.set()
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while not stopped.wait(_POLL_S):
-            if engine.poll() is not None:
-                failure: EngineError = engine.failure()
-                raise failure
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

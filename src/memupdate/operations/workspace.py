@@ -50,8 +50,7 @@ from memupdate.operations.updating import BatchRun
 from memupdate.policies import load_policy, parse_resolved_policy, policy_path
 from memupdate.progress import Progress, no_progress
 from memupdate.reports.content import CapacityReport
-from memupdate.serving.engine import Engine
-from memupdate.serving.engine_record import running_engine
+from memupdate.serving.engine import Engine, EngineSettings
 from memupdate.serving.manifest import read_manifest
 from memupdate.storage import ensure_dir, readable_disk_errors, remove_leftovers, write_bytes_atomic
 
@@ -502,7 +501,7 @@ class Workspace(LedgerQuestions):
     def status(self) -> StatusReport:
         """One look at the workspace."""
         session = self.session
-        engine = running_engine(session.layout.engine)
+        engine, engine_lines = serving.engine_status(session.layout)
         with self.reader() as ledger:
             latest = ledger.latest_release(self.collection)
             fit = planning.current_fit(session, ledger)
@@ -522,8 +521,7 @@ class Workspace(LedgerQuestions):
                 rank=latest.rank if latest else 0, releases=len(ledger.releases()),
                 unfinished_batches=tuple((b.id, b.state) for b in ledger.batches(unfinished=True)),
                 law_points=len(calibrating.points_of(session, ledger)), fit_id=fit.fit_id if fit else None,
-                engine=None if engine is None else {"url": engine.url, "pid": engine.pid, "max_lora_rank": engine.max_lora_rank},
-                messages=tuple(behind),
+                engine=engine, messages=(*engine_lines, *behind),
             )  # fmt: skip
 
     def report(self, collection: str | None = None) -> CapacityReport:
@@ -536,21 +534,44 @@ class Workspace(LedgerQuestions):
         *,
         port: int = 8000,
         host: str = "127.0.0.1",
+        replicas: int = 1,
         print_command: bool = False,
         progress: Progress = no_progress,
     ) -> str:
-        """Run vLLM until Ctrl-C or SIGTERM, publishing first what was released while no engine ran.
+        """Run vLLM until Ctrl-C or SIGTERM, publishing first what was released while no engine ran. Engines that die are
+        started again within the policy's bounds.
 
-        With `print_command`, start nothing and return the shell line that would.
+        Args:
+            port: of the first engine; further ones take the next ports.
+            host: address to listen on.
+            replicas: engines on this machine.
+            print_command: start nothing and return the shell line that would.
+            progress: told each step.
+
+        Raises:
+            UsageError: an engine of this workspace runs already, or the port is in use.
+            EngineError: vLLM did not start, or died too often.
         """
-        with self.engine_to_start(port=port, host=host) as engine:
-            if print_command:
-                return serving.command_text(engine.settings)
-            engine.start(progress)
+        settings, limits = self._engine_settings(host=host, port=port)
+        if print_command:
+            return serving.command_text(settings)
+        supervisors = serving.supervisors_of(self.session, settings, limits, replicas=replicas, progress=progress)
+        tell = serving.teller(self.layout, progress)
+        for line in limits.lines:
+            tell(line)
+
+        def publish_and_tell() -> None:
             self.publish_pending(progress)
-            progress_ready(progress, engine.url, self._aliases())
-            serving.wait_until_stopped(engine)
+            progress_ready(progress, "/v1, ".join(s.engine.url for s in supervisors), self._aliases())
+
+        serving.keep_serving(supervisors, publish_and_tell, tell)
         return ""
+
+    def _engine_settings(self, *, host: str, port: int) -> tuple[EngineSettings, serving.EngineLimits]:
+        with self.writer("serve") as ledger:
+            publishing.sync_manifest(self.session, ledger)
+            limits = serving.engine_limits(self.session, ledger)
+            return serving.engine_settings(self.session, ledger, host=host, port=port), limits
 
     @contextmanager
     def engine(self, *, port: int = 0, host: str = "127.0.0.1", progress: Progress = no_progress) -> Iterator[str]:
@@ -562,9 +583,7 @@ class Workspace(LedgerQuestions):
     @contextmanager
     def engine_to_start(self, *, port: int = 0, host: str = "127.0.0.1") -> Iterator[Engine]:
         """An engine for the caller to `start`, stopped at the end of the block. Raises UsageError where one runs already."""
-        with self.writer("serve") as ledger:
-            publishing.sync_manifest(self.session, ledger)
-            settings = serving.engine_settings(self.session, ledger, host=host, port=port)
+        settings, _ = self._engine_settings(host=host, port=port)
         with serving.engine_of(self.session, settings) as engine:
             yield engine
 

@@ -29,6 +29,7 @@ _REFUSED_ENGINE_FLAGS = (
     "--enable-lora",
     "--lora-modules",
     "--lora-target-modules",
+    "--max-cpu-loras",
     "--max-lora-rank",
     "--max-loras",
     "--middleware",
@@ -206,7 +207,7 @@ class ServingSection(_Section):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_loras: int = Field(default=4, ge=1, le=256)
-    """Releases that one batch of requests may mix; each slot costs memory at the full rank."""
+    """Releases that one batch of requests may mix, at most; each slot costs memory at the full rank."""
     max_model_len: int = Field(default=0, ge=0, le=10_000_000)
     """Tokens; 0: the model's own."""
     kv_cache_gib: int = Field(default=1, ge=1, le=4096)
@@ -216,6 +217,11 @@ class ServingSection(_Section):
     route: Literal["always", "matched"] = "always"
     """`matched`: requests that mention nothing a release knows go to the untouched base model. Holds from the next
     publishing on."""
+    max_restarts: int = Field(default=5, ge=0, le=1000)
+    """How often an engine that died is started again within `restart_window_s`; one more failure gives it up."""
+    restart_window_s: float = Field(default=600.0, gt=0, le=86_400)
+    hang_s: float = Field(default=60.0, ge=5, le=3600)
+    """An engine that has not answered `/health` for so long is killed and started again."""
     extra_args: Annotated[tuple[str, ...], Field(strict=False, max_length=64)] = ()
     """Further engine arguments, one word each, as on its command line."""
 

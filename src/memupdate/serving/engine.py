@@ -1,8 +1,8 @@
 """Starting, watching and ending one vLLM engine, and the note (`engine.json`) by which other commands find it.
 
 Invariant: an engine that `Engine.start` began has ended, with all its processes, when `stop` returns, when the context
-is left by whatever way (Ctrl-C included), or when this process dies (`watchdog`). `engine.json` exists only for an
-engine that has answered. This module knows how to launch vLLM and nothing about releases or proofs.
+is left by whatever way (Ctrl-C included), or when this process dies (`watchdog`). `engine.json` tells of an engine only
+once it has answered. This module knows how to launch vLLM and nothing about releases or proofs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Any, Self
 
@@ -78,6 +79,8 @@ class EngineSettings:
     """Largest rank that must be servable; rounded up to what vLLM accepts."""
     max_loras: int = 4
     """Releases that one batch may mix."""
+    max_cpu_loras: int = 0
+    """Releases kept in memory beside the slots, so that a flip reads no file; 0: as many as `max_loras`."""
     host: str = "127.0.0.1"
     port: int = 0
     """0: a free one is chosen."""
@@ -111,6 +114,8 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
     command += ["--model", _local_or_hub(settings.model), "--served-model-name", settings.served_model_name]
     command += ["--host", settings.host, "--port", str(settings.port), "--dtype", settings.dtype]
     command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(settings.max_loras)]
+    if settings.max_cpu_loras:
+        command += ["--max-cpu-loras", str(max(settings.max_cpu_loras, settings.max_loras))]
     command += ["--lora-target-modules", *_target_modules(settings.lora_target_modules)]
     command += ["--middleware", MIDDLEWARE]
     if settings.max_model_len:
@@ -176,24 +181,31 @@ class Engine:
     ) -> None:
         self.stop()
 
-    def start(self, progress: Progress = no_progress) -> str:
+    def start(self, progress: Progress = no_progress, *, cancelled: Event | None = None) -> str:
         """Start vLLM and wait until it answers; returns its URL. Events: stage `engine`, seconds waited.
+
+        May be called again after `stop`: the URL stays the same.
+
+        Args:
+            progress: told how long it takes.
+            cancelled: set by another thread, it ends the waiting and the engine.
 
         Raises:
             UsageError: the port is in use.
-            EngineError: vLLM is not installed here, ended before it answered (the message says why), or took too long.
+            EngineError: vLLM is not installed here, ended before it answered (the message says why), took too long, or
+                the start was cancelled.
         """
         if self._watchdog is not None:
             raise EngineError("this engine was started already")
         _check_installed()
         _check_model(self.settings.model)
-        port = choose_port(self.settings.host, self.settings.port)
+        self._port = choose_port(self.settings.host, self._port or self.settings.port)
         command, environment = engine_command(self.settings)
-        command[command.index("--port") + 1] = str(port)
-        self.url = f"http://{_dialled(self.settings.host)}:{port}"
+        command[command.index("--port") + 1] = str(self._port)
+        self.url = f"http://{_dialled(self.settings.host)}:{self._port}"
         try:
             self._launch(command, {**os.environ, **environment})
-            self._wait_ready(progress)
+            self._wait_ready(progress, cancelled or Event())
             self._write_record()
         except BaseException:
             self.stop()
@@ -213,9 +225,15 @@ class Engine:
         )
         return EngineError(message, f"the whole log is {self.settings.log_path}", tail)
 
+    def kill(self) -> None:
+        """End the engine at once, without grace; `stop` then cleans up."""
+        if self._watchdog is not None and self._pid:
+            _kill_group(self._pid)
+
     def stop(self) -> None:
         """End the engine: some seconds to finish what it does, then all of its session is killed. Safe to repeat."""
-        self._remove_record()
+        if self._pid and self._recorded_pid() == self._pid:
+            self.remove_record()
         watchdog = self._watchdog
         if watchdog is None:
             return
@@ -260,7 +278,7 @@ class Engine:
             raise self.failure()
         self._pid = int(line)
 
-    def _wait_ready(self, progress: Progress) -> None:
+    def _wait_ready(self, progress: Progress, cancelled: Event) -> None:
         started = time.monotonic()
         with httpx.Client(
             base_url=self.url, headers=_authorization(self.settings.api_key), timeout=5.0, trust_env=False
@@ -280,7 +298,8 @@ class Engine:
                 if _answers(client):
                     break
                 progress(ProgressEvent("engine", waited, None, "seconds, waiting for vLLM"))
-                time.sleep(_POLL_S)
+                if cancelled.wait(_POLL_S):
+                    raise EngineError("the engine was stopped before it answered")
             self._check_ours(client)
         progress(ProgressEvent("engine", waited, waited, "vLLM answers"))
 
@@ -309,10 +328,20 @@ class Engine:
         }
         write_record(self._record, {**value, **self.notes})
 
-    def _remove_record(self) -> None:
-        """Remove `engine.json` if it is about this engine."""
-        if self._record is not None and self._pid and (read_record(self._record) or {}).get("pid") == self._pid:
+    def write_note(self, value: Mapping[str, Any]) -> None:
+        """Write the record while there is no engine to tell of: what its keeper is at."""
+        if self._record is not None:
+            write_record(self._record, value)
+
+    def remove_record(self) -> None:
+        """Remove the record, whatever it says of this engine."""
+        if self._record is not None:
             self._record.unlink(missing_ok=True)
+
+    def _recorded_pid(self) -> int:
+        """Of the engine that the record tells of: 0 without one."""
+        pid = (read_record(self._record) or {}).get("pid", 0) if self._record is not None else 0
+        return pid if isinstance(pid, int) else 0
 
 
 def choose_port(host: str, port: int) -> int:
