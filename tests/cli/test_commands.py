@@ -26,6 +26,8 @@ COMMANDS = [
     ["resume"],
     ["verify"],
     ["publish"],
+    ["promote"],
+    ["abort"],
     ["rollback"],
     ["releases"],
     ["releases", "list"],

@@ -1,28 +1,27 @@
-"""Deployment: the manifest kept in step with the ledger, the proof on the engine, and the alias, which is all that moves."""
+"""Deployment: the proof on the engine, and the alias moved: `publish`, `rollback`. Canaries are in `canaries`."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from memupdate.errors import EngineError, ProofFailed, UsageError
-from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from memupdate.layout import ADAPTER_WEIGHTS_FILE
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import ReleaseRecord
-from memupdate.operations.matching import matcher_digest
+from memupdate.operations import aliases
+from memupdate.operations.aliases import entry_of, previous_of, put_back, revive, sync_manifest, take_step
+from memupdate.operations.answers import answers_of
 from memupdate.operations.proving import failures_of, proof_records
+from memupdate.operations.replicas import NO_ENGINE_HINT, Replica, confirm, prewarm, refuse_small_engines
 from memupdate.operations.reports import ProofFailure, PublishReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
-from memupdate.serving.access import Binding, rules_json
 from memupdate.serving.client import EngineClient
-from memupdate.serving.engine_record import running_engine
-from memupdate.serving.manifest import Manifest, ReleaseEntry, read_manifest, with_alias, with_release, write_manifest
-from memupdate.storage import file_sha256, write_text_atomic
+from memupdate.serving.manifest import Canary, Manifest, with_alias, with_canary
+from memupdate.storage import file_sha256
 from memupdate.verification.recall import FactProof
-
-NO_ENGINE_HINT = "start one with `memupdate serve`; the alias moves as soon as the engine has proved the release"
 
 
 @dataclass(frozen=True)
@@ -37,101 +36,131 @@ class ServedProof:
     """Facts that failed by either."""
 
 
-def sync_manifest(session: Session, ledger: Ledger) -> Manifest:
-    """The manifest with every release of the ledger in it; written only if something was missing (after a crash, say)."""
-    path = session.layout.registry.manifest
-    manifest = before = read_manifest(path) if path.exists() else Manifest(session.fingerprint)
-    for release in ledger.releases(failed=False):
-        if release.name in manifest.releases:
-            continue
-        folder = session.layout.registry.release(release.name)
-        entry = ReleaseEntry(
-            digest=release.digest,
-            config_digest=file_sha256(folder / ADAPTER_CONFIG_FILE),
-            rank=release.rank,
-            lora_int_id=manifest.next_lora_int_id(),
-            base_fingerprint=release.base_fingerprint,
-            matcher_digest=matcher_digest(folder),
-        )
-        manifest = with_release(manifest, release.name, entry)
-    if manifest is not before or not path.exists():
-        write_manifest(path, manifest)
-    sync_access(session)
-    return manifest
-
-
-def sync_access(session: Session) -> Path | None:
-    """The file that binds API keys to collections, as the policy has them; None where none are bound.
-
-    A file stays when the policy has no keys (any more): opening an engine to everybody is for the operator to do by hand.
-    """
-    path = session.layout.registry.access
-    if keys := session.policy.access.keys:
-        bindings = [
-            (key.sha256, Binding(None if key.collections == ("*",) else frozenset(key.collections), key.base_model))
-            for key in keys
-        ]
-        text = rules_json(bindings)
-        if not path.exists() or path.read_text() != text:
-            write_text_atomic(path, text)
-    return path if path.exists() else None
-
-
-def engine_url(session: Session) -> str | None:
-    """The running engine of this workspace; None without one."""
-    engine = running_engine(session.layout.engine)
-    return None if engine is None else engine.url
-
-
-def publish(session: Session, ledger: Ledger, name: str, *, url: str | None, progress: Progress) -> PublishReport:
-    """Prove release `name` on the engine at `url`, move the alias, confirm that the alias answers with it.
+def publish(
+    session: Session,
+    ledger: Ledger,
+    name: str,
+    *,
+    replicas: Sequence[Replica],
+    progress: Progress,
+    canary_share: float | None = None,
+) -> PublishReport:
+    """Prove release `name` on the first of `replicas`, warm it on all, move the alias, confirm that each answers with it.
 
     Where the policy asks for no served proof (`proof.served = false`), the alias moves without one, also without an engine.
+
+    Args:
+        canary_share: above 0 and below 1: only this share of the conversations goes to the release; None: all.
 
     Raises:
         LedgerError: no such release.
         ProofFailed: the engine does not recall every fact; the alias has not moved.
-        EngineError: the engine went away, or goes on answering with another release; the alias is where it was.
-        UsageError: the release's files are not what the ledger says.
+        EngineError: an engine went away, or goes on answering with another release; the alias is where it was.
+        UsageError: the release's files are not what the ledger says, or the alias cannot have this canary.
     """
     started = time.monotonic()
     release = ledger.release(name)
     check_files(session, release)
     manifest = sync_manifest(session, ledger)
-    alias = release.collection
-    previous = previous_of(manifest, alias, name)
-    if session.policy.proof.served and url is None:
+    alias, before = release.collection, manifest.aliases.get(release.collection)
+    canary = None if canary_share is None else _canary_of(manifest, release, canary_share)
+    if session.policy.proof.served and not replicas:
         raise EngineError(f"{name} cannot be proved on the engine: none is running for this workspace", NO_ENGINE_HINT)
-    refuse_small_engine(session, release, url)
-    proof = prove_on_engine(session, ledger, release, url, progress) if url and session.policy.proof.served else None
-    if proof is not None and proof.failures:
-        raise ProofFailed(
-            f"{name} is not published: {len(proof.failures)} proof(s) failed on {url}",
-            "serve at the dtype that was trained, or raise training.margin in the policy",
-            [failure.explanation for failure in proof.failures],
-        )
-    move_alias(session, ledger, manifest, release, url)
-    with ledger.transaction():
-        mark_published(ledger, release)
-        ledger.add_event(
-            "published",
-            collection=alias,
-            release=name,
-            detail={"alias": alias, "previous": previous, "served": url is not None},
-        )
+    refuse_small_engines(release, replicas)
+    manifest = revive(session, ledger, manifest, name)
+    proof = prove_before_publishing(session, ledger, release, replicas[:1], progress)
+    prewarm(session, release, replicas, progress)
+    previous = manifest.aliases[alias].release if canary else previous_of(manifest, alias, name)
+    _flip(session, ledger, manifest, release, canary, replicas)
+    mark_published(ledger, release)
+    ended = before.canary.release if before and before.canary and before.canary != canary else None
+    notes = (f"the canary {ended} has ended",) if ended and ended != name else ()
     return PublishReport(
-        alias=alias, release=name, previous=previous, served=url is not None,
+        alias=alias, release=name, previous=previous, served=bool(replicas), replicas=len(replicas), canary_share=canary_share,
         facts_proved_served=sum(p.proved for p in proof.facts) if proof else None, generated=proof.generated if proof else None,
-        duration_s=time.monotonic() - started,
+        duration_s=time.monotonic() - started, messages=notes,
     )  # fmt: skip
 
 
-def previous_of(manifest: Manifest, alias: str, name: str) -> str | None:
-    """What `alias` pointed at before `name`, also where a crash came between moving the alias and writing it down."""
-    entry = manifest.aliases.get(alias)
+def prove_before_publishing(
+    session: Session, ledger: Ledger, release: ReleaseRecord, replicas: Sequence[Replica], progress: Progress
+) -> ServedProof | None:
+    """The proof on each of `replicas`, the last one returned; None where the policy wants none or there is no engine.
+
+    Raises:
+        ProofFailed: an engine does not recall every fact.
+    """
+    proof = None
+    for replica in replicas if session.policy.proof.served else ():
+        proof = prove_on_engine(session, ledger, release, replica.url, progress)
+        if proof.failures:
+            raise ProofFailed(
+                f"{release.name} is not published: {len(proof.failures)} proof(s) failed on {replica.url}",
+                "serve at the dtype that was trained, or raise training.margin in the policy",
+                [failure.explanation for failure in proof.failures],
+            )
+    return proof
+
+
+def _canary_of(manifest: Manifest, release: ReleaseRecord, share: float) -> Canary:
+    """Raises UsageError where the alias cannot have this canary."""
+    entry = manifest.aliases.get(release.collection)
+    if not 0 < share < 1:
+        raise UsageError(f"a canary of {share:.4g} is none", "give a share above 0 and below 1, or publish without")
     if entry is None:
-        return None
-    return entry.previous if entry.release == name else entry.release
+        raise UsageError(
+            f"{release.collection} points at nothing yet, so all of it would be the canary", "publish without --canary"
+        )
+    if entry.release == release.name:
+        raise UsageError(f"{release.collection} points at {release.name} already", "a canary is another release")
+    return Canary(release.name, share)
+
+
+def _flip(
+    session: Session,
+    ledger: Ledger,
+    manifest: Manifest,
+    release: ReleaseRecord,
+    canary: Canary | None,
+    replicas: Sequence[Replica],
+) -> None:
+    """Point the alias, or its canary, at `release`; where a replica then does not answer with it, put it back. Raises EngineError."""
+    alias = release.collection
+    detail: Mapping[str, str | float | bool | None]
+    if canary is None:
+        previous = previous_of(manifest, alias, release.name)
+        after = with_alias(manifest, alias, release.name, route=session.policy.serving.route)
+        kind, detail = aliases.PUBLISHED, {"previous": previous, "served": bool(replicas)}
+    else:
+        after = with_canary(manifest, alias, canary)
+        kind, detail = aliases.CANARY_BEGUN, {"beside": manifest.aliases[alias].release, "share": canary.share}
+        if after is not manifest:  # what was answered before it began says nothing about it
+            before = answers_of(session, alias, release.name, replicas)
+            detail = {**detail, "requests_before": before.requests, "errors_before": before.errors}
+    flip_and_confirm(session, ledger, manifest, after, release, kind, detail, replicas, canary=canary)
+
+
+def flip_and_confirm(
+    session: Session,
+    ledger: Ledger,
+    before: Manifest,
+    after: Manifest,
+    release: ReleaseRecord,
+    kind: str,
+    detail: Mapping[str, str | float | bool | None],
+    replicas: Sequence[Replica],
+    *,
+    canary: Canary | None = None,
+) -> None:
+    """Take one step; where a replica then does not answer with `release`, put the alias back. Raises EngineError."""
+    alias = release.collection
+    moved = take_step(session, ledger, before, after, alias=alias, kind=kind, release=release.name, detail=detail)
+    try:
+        confirm(session, ledger, release, replicas, canary=canary)
+    except EngineError as error:
+        if moved is not before:
+            put_back(session, ledger, moved, alias, before.aliases.get(alias), error.message)
+        raise
 
 
 def check_files(session: Session, release: ReleaseRecord) -> None:
@@ -172,43 +201,6 @@ def prove_on_engine(
     return ServedProof(tuple(proofs), len(answers), failures_of(proofs) + wrong)
 
 
-def refuse_small_engine(session: Session, release: ReleaseRecord, url: str | None) -> None:
-    """The engine's LoRA slots were sized when it started. Raises EngineError for a release that has outgrown them."""
-    engine = running_engine(session.layout.engine)
-    if engine is not None and engine.url == url and release.rank > engine.max_lora_rank:
-        raise EngineError(
-            f"{release.name} has rank {release.rank}, but the engine at {url} takes up to {engine.max_lora_rank}",
-            "restart `memupdate serve`: it makes room for the release and publishes it",
-        )
-
-
-def move_alias(session: Session, ledger: Ledger, manifest: Manifest, release: ReleaseRecord, url: str | None) -> None:
-    """Point the alias at `release`; where the engine then does not answer with it, put the alias back. Raises EngineError."""
-    path = session.layout.registry.manifest
-    moved = with_alias(manifest, release.collection, release.name, route=session.policy.serving.route)
-    write_manifest(path, moved)
-    if url is None:
-        return
-    try:
-        confirm(session, ledger, release, url)
-    except EngineError:
-        write_manifest(path, replace(moved, generation=moved.generation + 1, aliases=manifest.aliases))
-        raise
-
-
-def confirm(session: Session, ledger: Ledger, release: ReleaseRecord, url: str) -> None:
-    """One request to the alias must be answered by the release. Raises EngineError."""
-    facts = ledger.live_facts(release.collection, as_of_version=release.version)
-    prompt = facts[0].prompt if facts else "?"
-    with EngineClient(url, session.api_key) as client:
-        answered = client.complete(release.collection, prompt, 1).model
-    if answered != release.name:
-        raise EngineError(
-            f"{url}: {release.collection} is answered by {answered}, not by {release.name}",
-            "does this engine read this workspace's registry? see `memupdate status`",
-        )
-
-
 def mark_published(ledger: Ledger, release: ReleaseRecord) -> None:
     """The batch of `release` and those before it, whose facts it carries, are published now."""
     with ledger.transaction():
@@ -219,32 +211,37 @@ def mark_published(ledger: Ledger, release: ReleaseRecord) -> None:
                 ledger.transition(batch.id, "published", {"release": release.name})
 
 
-def rollback(session: Session, ledger: Ledger, alias: str, *, url: str | None) -> PublishReport:
-    """Point `alias` at the release that it pointed at before. Nothing is trained and nothing proved again.
+def rollback(session: Session, ledger: Ledger, alias: str, *, replicas: Sequence[Replica]) -> PublishReport:
+    """End the canary of `alias`, or, where none runs, point it at the release before. Nothing is trained and nothing proved again.
 
     Raises:
         UsageError: there is nothing to go back to.
-        EngineError: the alias has moved, but the running engine does not answer with it.
+        EngineError: the alias has moved, but an engine does not answer with it.
     """
     started = time.monotonic()
     manifest = sync_manifest(session, ledger)
-    entry = manifest.aliases.get(alias)
-    if entry is None:
-        known = ", ".join(sorted(manifest.aliases)) or "none"
-        raise UsageError(f"{alias}: no such alias (there are: {known})", "publish a release first")
-    if entry.previous is None:
+    entry = entry_of(manifest, alias)
+    left = entry.canary.release if entry.canary else entry.release
+    if entry.canary is None and entry.previous is None:
         raise UsageError(f"{alias}: {entry.release} is the first release published; nothing to go back to")
-    target = ledger.release(entry.previous)
+    target = ledger.release(entry.release if entry.canary or entry.previous is None else entry.previous)
     check_files(session, target)
-    # Not `move_alias`: a rollback stands even where the engine is too ill to confirm it.
-    write_manifest(session.layout.registry.manifest, with_alias(manifest, alias, target.name))
-    ledger.add_event(
-        "rolled back", collection=alias, release=target.name, detail={"alias": alias, "from": entry.release}
+    # Not `flip_and_confirm`: a rollback stands even where an engine is too ill to confirm it.
+    manifest = revive(session, ledger, manifest, target.name)
+    after = with_alias(manifest, alias, target.name)
+    take_step(
+        session,
+        ledger,
+        manifest,
+        after,
+        alias=alias,
+        kind=aliases.ROLLED_BACK,
+        release=target.name,
+        detail={"from": left},
     )
-    if url is not None:
-        confirm(session, ledger, target, url)
-    note = f"{entry.release} stays in the registry; the next batch builds on the latest release, not on {target.name}"
+    confirm(session, ledger, target, replicas)
+    note = f"{left} stays in the registry; the next batch builds on the latest release, not on {target.name}"
     return PublishReport(
-        alias=alias, release=target.name, previous=entry.release, served=url is not None,
+        alias=alias, release=target.name, previous=left, served=bool(replicas), replicas=len(replicas),
         duration_s=time.monotonic() - started, messages=(note,),
     )  # fmt: skip

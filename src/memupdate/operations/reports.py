@@ -80,6 +80,10 @@ class PublishReport(Report):
     previous: str | None
     served: bool
     """Whether a running engine proved the release and answers with it."""
+    replicas: int = 0
+    """Engines that answer with it now."""
+    canary_share: float | None = None
+    """Of the conversations; the others are answered by `previous`. None: all of them go to the release."""
     facts_proved_served: int | None = None
     generated: int | None = None
     """Facts that the engine also gave word for word in free greedy generation."""

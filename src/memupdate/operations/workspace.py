@@ -22,6 +22,7 @@ from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
 from memupdate.operations import (
     backing_up,
     calibrating,
+    canaries,
     compacting,
     planning,
     publishing,
@@ -32,9 +33,11 @@ from memupdate.operations import (
     telling,
     verifying,
 )
+from memupdate.operations.aliases import sync_manifest
 from memupdate.operations.backing_up import BackupReport
 from memupdate.operations.config import POLICY_FILE, WorkspaceConfig, write_config
 from memupdate.operations.questions import LedgerQuestions
+from memupdate.operations.replicas import NO_ENGINE_HINT, Replica, replicas_of
 from memupdate.operations.reports import (
     AddReport,
     CalibrationReport,
@@ -51,7 +54,7 @@ from memupdate.policies import load_policy, parse_resolved_policy, policy_path
 from memupdate.progress import Progress, no_progress
 from memupdate.reports.content import CapacityReport
 from memupdate.serving.engine import Engine, EngineSettings
-from memupdate.serving.manifest import read_manifest
+from memupdate.serving.manifest import AliasEntry, read_manifest
 from memupdate.storage import ensure_dir, readable_disk_errors, remove_leftovers, write_bytes_atomic
 
 PROBES_FILE = "probes.jsonl"
@@ -403,16 +406,14 @@ class Workspace(LedgerQuestions):
     def _go_on(self, ledger: Ledger, batch_id: int, progress: Progress) -> AddReport:
         run = BatchRun(self._session_of(ledger.batch(batch_id)), ledger, batch_id, progress)
         run.advance()
-        publishing.sync_manifest(self.session, ledger)
+        sync_manifest(self.session, ledger)
         batch, publication, messages = ledger.batch(batch_id), None, []
-        url = publishing.engine_url(self.session)
+        replicas = replicas_of(self.session)
         if batch.state == "released" and batch.publish and batch.release:
-            if url is None:
-                messages.append(
-                    f"{batch.release} is released, not published: no engine is running; {publishing.NO_ENGINE_HINT}"
-                )
+            if replicas:
+                publication = self._publish(ledger, batch.release, replicas, progress)
             else:
-                publication = publishing.publish(self.session, ledger, batch.release, url=url, progress=progress)
+                messages.append(f"{batch.release} is released, not published: no engine is running; {NO_ENGINE_HINT}")
         report = run.report()
         return replace(report, publication=publication, messages=(*report.messages, *messages))
 
@@ -428,7 +429,7 @@ class Workspace(LedgerQuestions):
         Of several releases of a collection that wait for an engine only the latest is published: it carries all facts.
         """
         with self.writer("resume") as ledger:
-            publishing.sync_manifest(self.session, ledger)
+            sync_manifest(self.session, ledger)
             left = [batch for batch in ledger.batches(unfinished=True) if batch.state != "released"]
             reports = [self._advance(ledger, batch.id, progress) for batch in left]
             waiting = {batch.collection: batch.id for batch in ledger.batches(unfinished=True)}
@@ -445,22 +446,70 @@ class Workspace(LedgerQuestions):
                 return verifying.verify_served(self.session, ledger, record, served, progress)
             return verifying.verify_in_process(self.session, ledger, record, progress)
 
-    def publish(self, release: str, *, progress: Progress = no_progress) -> PublishReport:
-        """Prove a release on the running engine and point its alias at it.
+    def publish(
+        self,
+        release: str,
+        *,
+        canary: float | None = None,
+        served: Sequence[str] = (),
+        progress: Progress = no_progress,
+    ) -> PublishReport:
+        """Prove a release on an engine, warm it on all, point its alias at it, and see that each answers with it.
+
+        Args:
+            canary: share of the conversations that go to it, above 0 and below 1; None: all of them.
+            served: URLs of engines that read this workspace's registry, on whatever machine; by default those that run here.
+            progress: told what is being done.
 
         Raises:
-            EngineError: no engine is running for this workspace.
+            EngineError: no engine is running for this workspace, or one does not answer with the release.
             ProofFailed: the engine does not recall every fact.
+            UsageError: the alias cannot have this canary, or a URL is none.
         """
         with self.writer(f"publish {release}") as ledger:
-            url = publishing.engine_url(self.session)
-            return publishing.publish(self.session, ledger, release, url=url, progress=progress)
+            return publishing.publish(
+                self.session, ledger, release, replicas=replicas_of(self.session, served), progress=progress, canary_share=canary
+            )  # fmt: skip
 
-    def rollback(self, alias: str | None = None) -> PublishReport:
-        """Point the alias at the release that it pointed at before."""
+    def promote(
+        self, alias: str | None = None, *, served: Sequence[str] = (), progress: Progress = no_progress
+    ) -> PublishReport:
+        """All conversations of the alias go to its canary, after each engine has proved it again.
+
+        Raises:
+            UsageError: no canary runs.
+            ProofFailed: it fell short of the policy, and was ended.
+            EngineError: no engine runs, or one does not answer with the release.
+        """
+        with self.writer("promote") as ledger:
+            replicas = replicas_of(self.session, served)
+            return canaries.promote(
+                self.session, ledger, alias or self.collection, replicas=replicas, progress=progress
+            )
+
+    def abort(self, alias: str | None = None, *, served: Sequence[str] = ()) -> PublishReport:
+        """End the alias's canary: all conversations go to its release again. Raises UsageError where none runs."""
+        with self.writer("abort") as ledger:
+            replicas = replicas_of(self.session, served)
+            return canaries.abort(self.session, ledger, alias or self.collection, replicas=replicas)
+
+    def abort_failing(self, *, served: Sequence[str] = ()) -> list[PublishReport]:
+        """End the canaries, of all aliases, whose answers fall short of the policy by the engines' counters; those ended."""
+        with self.writer("abort --if-failing") as ledger:
+            return canaries.abort_failing(self.session, ledger, replicas=replicas_of(self.session, served))
+
+    def rollback(self, alias: str | None = None, *, served: Sequence[str] = ()) -> PublishReport:
+        """End the alias's canary, or, where none runs, point it at the release that it pointed at before."""
         with self.writer("rollback") as ledger:
-            url = publishing.engine_url(self.session)
-            return publishing.rollback(self.session, ledger, alias or self.collection, url=url)
+            replicas = replicas_of(self.session, served)
+            return publishing.rollback(self.session, ledger, alias or self.collection, replicas=replicas)
+
+    def _publish(self, ledger: Ledger, release: str, replicas: Sequence[Replica], progress: Progress) -> PublishReport:
+        """What a batch waits for; as a canary where that was begun."""
+        share = canaries.running_share(sync_manifest(self.session, ledger), release)
+        return publishing.publish(
+            self.session, ledger, release, replicas=replicas, progress=progress, canary_share=share
+        )
 
     def releases(self, collection: str | None = None) -> list[ReleaseRow]:
         """All releases, newest first."""
@@ -505,11 +554,14 @@ class Workspace(LedgerQuestions):
         with self.reader() as ledger:
             latest = ledger.latest_release(self.collection)
             fit = planning.current_fit(session, ledger)
-            aliases = self._aliases()
-            behind = [
-                f"{alias} points at {target}; the latest release is {newest.name}"
-                for alias, target in aliases.items()
-                if (newest := ledger.latest_release(alias)) is not None and newest.name != target
+            entries = self._entries()
+            aliases = {alias: entry.release for alias, entry in entries.items()}
+            behind = canaries.canary_messages(entries)
+            behind += [
+                f"{alias} points at {entry.release}; the latest release is {newest.name}"
+                for alias, entry in entries.items()
+                if (newest := ledger.latest_release(alias)) is not None
+                and newest.name not in (entry.release, entry.canary and entry.canary.release)
             ]
             advice = None if fit is None else compacting.advice(session, ledger, self.collection, fit)
             behind += [] if advice is None else [advice]
@@ -569,7 +621,7 @@ class Workspace(LedgerQuestions):
 
     def _engine_settings(self, *, host: str, port: int) -> tuple[EngineSettings, serving.EngineLimits]:
         with self.writer("serve") as ledger:
-            publishing.sync_manifest(self.session, ledger)
+            sync_manifest(self.session, ledger)
             limits = serving.engine_limits(self.session, ledger)
             return serving.engine_settings(self.session, ledger, host=host, port=port), limits
 
@@ -594,16 +646,17 @@ class Workspace(LedgerQuestions):
             waiting = {
                 b.collection: b.release for b in ledger.batches(unfinished=True) if b.state == "released" and b.release
             }
-            url = publishing.engine_url(self.session)
+            replicas = replicas_of(self.session)
             for release in waiting.values():
-                done.append(publishing.publish(self.session, ledger, release, url=url, progress=progress))
+                done.append(self._publish(ledger, release, replicas, progress))
         return done
 
     def _aliases(self) -> dict[str, str]:
+        return {alias: entry.release for alias, entry in self._entries().items()}
+
+    def _entries(self) -> Mapping[str, AliasEntry]:
         path = self.session.layout.registry.manifest
-        if not path.exists():
-            return {}
-        return {alias: entry.release for alias, entry in read_manifest(path).aliases.items()}
+        return read_manifest(path).aliases if path.exists() else {}
 
     def _release(self, ledger: Ledger, name: str | None, collection: str | None = None) -> ReleaseRecord:
         if name is not None:

@@ -213,7 +213,14 @@ class ServingSection(_Section):
     kv_cache_gib: int = Field(default=1, ge=1, le=4096)
     """Memory for the key-value cache on the CPU, GiB."""
     drain_s: int = Field(default=5, ge=0, le=3600)
-    """How long requests in flight may finish on the old release before it may go."""
+    """How long requests in flight may finish when an engine is stopped."""
+    retire_after_s: int = Field(default=0, ge=0, le=10**9)
+    """A release older than its alias's that no alias, canary or rollback names is answered with 404 from so long after the
+    alias's last step on, at the next command that writes; 0: never. Its files stay, and `publish` revives it."""
+    canary_max_error_share: Share = 0.01
+    """A canary of whose requests more than this share ends with a server error, or is not found, is aborted."""
+    canary_min_requests: int = Field(default=50, ge=1, le=10**9)
+    """Requests that a canary must have answered before it is judged by them."""
     route: Literal["always", "matched"] = "always"
     """`matched`: requests that mention nothing a release knows go to the untouched base model. Holds from the next
     publishing on."""

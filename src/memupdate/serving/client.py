@@ -106,6 +106,14 @@ class EngineClient:
         except (KeyError, TypeError) as error:
             raise self._strange("/v1/models") from error
 
+    def metrics(self) -> str:
+        """The engine's counters, as Prometheus reads them.
+
+        Raises:
+            EngineError: unreachable, or an error status.
+        """
+        return self._response("GET", "/metrics").text
+
     def chat(
         self,
         model: str,
@@ -142,8 +150,9 @@ class EngineClient:
         max_tokens: int,
         temperature: float = 0,
         stop: Sequence[str] = (),
+        user: str | None = None,
     ) -> Completion:
-        """One plain completion of a text or of token ids.
+        """One plain completion of a text or of token ids; `user` keeps conversations of one name on one side of a canary.
 
         Raises:
             EngineError: unreachable, or an error status (`EngineRefused`).
@@ -156,6 +165,8 @@ class EngineClient:
         }
         if stop:
             body["stop"] = list(stop)
+        if user is not None:
+            body["user"] = user
         answer, headers = self._json("POST", "/v1/completions", body)
         try:
             choice = answer["choices"][0]
@@ -219,6 +230,13 @@ class EngineClient:
         return [_token_score(token, positions[len(prompt) + offset]) for offset, token in enumerate(target)]
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, str]]:
+        response = self._response(method, path, body)
+        try:
+            return response.json(), dict(response.headers)
+        except ValueError as error:
+            raise self._strange(path) from error
+
+    def _response(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         try:
             response = self._http.request(method, path, json=body)
         except httpx.TimeoutException as error:
@@ -230,10 +248,7 @@ class EngineClient:
             ) from error
         if response.status_code >= 400:
             raise _refused(self.url + path, response)
-        try:
-            return response.json(), dict(response.headers)
-        except ValueError as error:
-            raise self._strange(path) from error
+        return response
 
     def _strange(self, path: str) -> EngineError:
         return EngineError(f"{self.url}{path} did not answer as vLLM does", "is this URL a vLLM server?")

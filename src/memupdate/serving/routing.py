@@ -19,7 +19,7 @@ from typing import Any
 from memupdate.layout import MATCHER_FILE, RELEASE_PATTERN, RegistryLayout
 from memupdate.serving.access import Binding
 from memupdate.serving.conversation import in_share, steady_key, texts_of
-from memupdate.serving.manifest import MATCHED, RETIRED, AliasEntry, Manifest
+from memupdate.serving.manifest import MATCHED, RETIRED, AliasEntry, Canary, Manifest
 from memupdate.serving.matcher import Matcher, MatcherError, load_matcher
 
 MAX_MODEL_CHARS = 1024
@@ -136,9 +136,7 @@ class Router:
         if binding is not None and not binding.allows_release(entry.release):
             return _unknown(body, alias)
         release = entry.release
-        if entry.canary is not None and in_share(
-            steady_key(value, session, body), f"{alias}\0{entry.canary.release}", entry.canary.share
-        ):
+        if entry.canary is not None and takes_canary(steady_key(value, session, body), alias, entry.canary):
             release = entry.canary.release
         decision = await self._decide(value, release, entry, manifest)
         value["model"] = self._base_model if decision == "base" else release
@@ -178,6 +176,11 @@ class Router:
         if value is None or model is not None:
             return _not_json(body)
         return Route(body) if binding.base_model else _unknown(body, "")
+
+
+def takes_canary(key: bytes, alias: str, canary: Canary) -> bool:
+    """Whether the conversation with `key` (of `steady_key`) goes to the canary of `alias`."""
+    return in_share(key, f"{alias}\0{canary.release}", canary.share)
 
 
 def _parsed(body: bytes) -> dict[str, Any] | None:

@@ -1,0 +1,411 @@
+"""Canary, promote, abort, rollback, retire and many replicas: real ledger, real registry, our middleware behind real HTTP.
+
+The models behind it only say who they are: what vLLM does with a release is told in `test_served` and `tests/serving`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from prometheus_client import CollectorRegistry, generate_latest
+from typer.testing import CliRunner
+
+import killing
+from memupdate import Workspace
+from memupdate.cli import app as cli
+from memupdate.errors import EngineError, ProofFailed, UsageError
+from memupdate.ledger.ledger import Ledger
+from memupdate.operations import aliases, replicas
+from memupdate.operations.answers import Answers, count_answers
+from memupdate.operations.reports import PublishReport
+from memupdate.progress import no_progress
+from memupdate.serving.client import EngineClient, EngineRefused
+from memupdate.serving.manifest import RELEASED, RETIRED, AliasEntry, Canary, read_manifest, write_manifest
+from memupdate.serving.metrics import ServingMetrics
+from memupdate.serving.middleware import AliasMiddleware
+from support import set_policy, write_facts_file
+
+STEPS = ("published", "put back", "rolled back", "canary begun", "canary ended", "promoted", "retired", "revived")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with three releases, none published; its policy wants no served proof."""
+    folder = tmp_path_factory.mktemp("rollout")
+    policy = folder / "policy.toml"
+    policy.write_text(killing.POLICY, encoding="utf-8")
+    set_policy(policy, {"proof__served": "false", "serving__canary_min_requests": "20"})
+    model = killing.make_model(folder / "model")
+    workspace = Workspace.init(folder / "ws", model=str(model), policy=str(policy), collection="acme")
+    workspace.calibrate(ranks=[4, 8], sizes=[2, 4])
+    for number, rows in enumerate((killing.FIRST, killing.SECOND[:1], killing.SECOND[1:2])):
+        workspace.add(write_facts_file(folder / f"{number}.jsonl", rows))
+    assert [row.name for row in workspace.releases()] == ["acme@v3", "acme@v2", "acme@v1"]
+    return workspace.root
+
+
+@pytest.fixture
+def make(template: Path, tmp_path: Path) -> Callable[..., Workspace]:
+    def copy(name: str = "ws", **policy: str) -> Workspace:
+        root = shutil.copytree(template, tmp_path / name)
+        set_policy(root / "policy.toml", policy)
+        return Workspace(root)
+
+    return copy
+
+
+@pytest.fixture
+def workspace(make: Callable[..., Workspace]) -> Workspace:
+    return make()
+
+
+class Models:
+    """Answers as vLLM does where it matters here; releases in `broken` fail."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.broken: set[str] = set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"] == "/metrics":
+            await answer(send, 200, generate_latest(), b"text/plain")
+            return
+        model = json.loads((await receive())["body"])["model"]
+        self.asked.append(model)
+        choice = {"text": "?", "index": 0, "finish_reason": "length"}
+        status = 500 if model in self.broken else 200
+        await answer(send, status, json.dumps({"model": model, "choices": [choice]}).encode(), b"application/json")
+
+
+async def answer(send: Any, status: int, body: bytes, kind: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextmanager
+def engine(registry: Path) -> Iterator[tuple[str, Models]]:
+    models = Models()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        asgi = AliasMiddleware(models, registry=registry, base_model="base")
+        server = uvicorn.Server(uvicorn.Config(asgi, lifespan="off", log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", models
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture
+def two(workspace: Workspace) -> Iterator[tuple[list[str], list[Models]]]:
+    """Two engines on the workspace's registry."""
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(engine(workspace.session.layout.registry.root)) for _ in range(2)]
+        yield [url for url, _ in pairs], [models for _, models in pairs]
+
+
+def entry(workspace: Workspace) -> AliasEntry | None:
+    return read_manifest(workspace.session.layout.registry.manifest).aliases.get("acme")
+
+
+def steps(workspace: Workspace) -> list[tuple[str, str | None]]:
+    with Ledger.open(workspace.session.layout.ledger, readonly=True) as ledger:
+        return [(e.kind, e.release) for e in ledger.events(limit=-1) if e.kind in STEPS]
+
+
+def state(workspace: Workspace, batch: int) -> str:
+    with Ledger.open(workspace.session.layout.ledger, readonly=True) as ledger:
+        return ledger.batch(batch).state
+
+
+def answered_by(url: str, users: int = 400) -> dict[str, int]:
+    found: dict[str, int] = {}
+    with EngineClient(url) as client:
+        for number in range(users):
+            name = client.complete("acme", "?", 1, user=f"user-{number}").model
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+def test_a_canary_takes_its_share_on_every_replica_and_is_promoted(
+    workspace: Workspace, two: tuple[list[str], list[Models]]
+) -> None:
+    urls, models = two
+    first = workspace.publish("acme@v1", served=urls)
+    assert (first.replicas, first.served, first.canary_share) == (2, True, None)
+    begun = workspace.publish("acme@v2", canary=0.25, served=[urls[0], urls[1] + "/v1/"])
+    assert (begun.release, begun.previous, begun.canary_share, begun.replicas) == ("acme@v2", "acme@v1", 0.25, 2)
+    assert all(engine.asked[-2:] == ["acme@v2", "acme@v2"] for engine in models), "warmed, then seen to answer"
+    assert entry(workspace) == AliasEntry("acme@v1", None, Canary("acme@v2", 0.25))
+    shares = [answered_by(url) for url in urls]
+    assert shares[0] == shares[1]
+    assert 60 <= shares[0]["acme@v2"] <= 140
+    (told,) = [line for line in workspace.status().messages if "promote" in line]
+    assert "0.25 of the conversations go to acme@v2" in told
+
+    done = workspace.promote(served=urls)
+    assert (done.release, done.previous, done.replicas) == ("acme@v2", "acme@v1", 2)
+    assert answered_by(urls[1], 20) == {"acme@v2": 20}
+    assert state(workspace, 2) == "published"
+    assert steps(workspace) == [("published", "acme@v1"), ("canary begun", "acme@v2"), ("promoted", "acme@v2")]
+    with pytest.raises(UsageError, match="no canary runs"):
+        workspace.promote(served=urls)
+
+
+def test_a_canary_ends_by_hand_by_rollback_or_by_the_next_release(workspace: Workspace) -> None:
+    workspace.publish("acme@v1")
+    for end in (workspace.abort, workspace.rollback):
+        workspace.publish("acme@v2", canary=0.1)
+        back: PublishReport = end()
+        assert (back.release, back.previous) == ("acme@v1", "acme@v2")
+        assert entry(workspace) == AliasEntry("acme@v1")
+    with pytest.raises(UsageError, match="nothing to go back to"):
+        workspace.rollback()
+    workspace.publish("acme@v2", canary=0.1)
+    assert workspace.publish("acme@v3").messages == ("the canary acme@v2 has ended",)
+    assert entry(workspace) == AliasEntry("acme@v3", "acme@v1")
+
+
+@pytest.mark.parametrize(
+    ("release", "share", "why"),
+    [("acme@v2", 1.0, "a canary of 1 is none"), ("acme@v2", 0.0, "is none"), ("acme@v1", 0.1, "already")],
+)
+def test_what_cannot_be_a_canary(workspace: Workspace, release: str, share: float, why: str) -> None:
+    with pytest.raises(UsageError, match="points at nothing yet"):
+        workspace.publish("acme@v1", canary=0.1)
+    workspace.publish("acme@v1")
+    with pytest.raises(UsageError, match=why):
+        workspace.publish(release, canary=share)
+    assert entry(workspace) == AliasEntry("acme@v1")
+
+
+def test_a_canary_whose_answers_fail_is_ended(workspace: Workspace, two: tuple[list[str], list[Models]]) -> None:
+    urls, models = two
+    workspace.publish("acme@v1", served=urls)
+    workspace.publish("acme@v3", canary=0.5, served=urls)
+    assert workspace.abort_failing(served=urls[:1]) == [], "too few answers to tell"
+    models[0].broken.add("acme@v3")
+    assert 20 <= failed_of(urls[0]) <= 40
+    with pytest.raises(ProofFailed, match="acme@v3 is not promoted, its canary has ended"):
+        workspace.promote(served=urls[:1])
+    assert entry(workspace) == AliasEntry("acme@v1")
+
+    workspace.publish("acme@v3", canary=0.5, served=urls[1:])
+    assert workspace.abort_failing(served=urls[1:]) == [], "what was before it began does not count"
+    assert failed_of(urls[0]) >= 20
+    (report,) = workspace.abort_failing(served=urls[1:])  # both engines of this process count in one registry
+    assert (report.release, report.previous) == ("acme@v1", "acme@v3")
+    assert steps(workspace)[-1] == ("canary ended", "acme@v3")
+    assert workspace.abort_failing(served=urls) == []
+
+
+def failed_of(url: str) -> int:
+    """How many of 60 conversations end with a server error."""
+    failed = 0
+    with EngineClient(url) as client:
+        for number in range(60):
+            try:
+                client.complete("acme", "?", 1, user=f"user-{number}")
+            except EngineRefused as error:
+                failed += error.status == 500
+    return failed
+
+
+def test_answers_are_counted_by_alias_and_release() -> None:
+    registry = CollectorRegistry()
+    requests = ServingMetrics(registry).requests
+    for alias, release, status, count in [
+        ("acme", "acme@v2", 200, 90), ("acme", "acme@v2", 500, 5), ("acme", "acme@v2", 404, 3), ("acme", "acme@v2", 400, 2),
+        ("acme", "acme@v1", 500, 7), ("", "acme@v2", 500, 7),
+    ]:  # fmt: skip
+        requests.labels(alias, release, str(status)).inc(count)
+    found = count_answers(generate_latest(registry).decode(), "acme", "acme@v2")
+    assert (found, found.error_share, Answers().error_share) == (Answers(100, 8), 0.08, 0.0)
+    assert count_answers("", "acme", "acme@v2") == Answers()
+    assert found.since(Answers(60, 8)) == Answers(40, 0)
+    assert Answers(10, 1).since(found) == Answers(10, 1), "an engine was started again"
+
+
+def test_an_engine_that_does_not_follow_leaves_all_as_it_was(
+    workspace: Workspace, two: tuple[list[str], list[Models]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second engine reads a copy of the registry: it knows the release but sees no flip."""
+    monkeypatch.setattr(replicas, "_CONFIRM_S", 0.5)
+    urls, _ = two
+    workspace.publish("acme@v1", served=urls)
+    stale = shutil.copytree(workspace.session.layout.registry.root, tmp_path / "stale")
+    with engine(stale) as (url, _models):
+        for canary in (None, 0.3):
+            with pytest.raises(EngineError, match="is answered by acme@v1, not by acme@v2"):
+                workspace.publish("acme@v2", canary=canary, served=[urls[0], url])
+            assert entry(workspace) == AliasEntry("acme@v1")
+            assert answered_by(urls[0], 10) == {"acme@v1": 10}
+    assert state(workspace, 2) == "released", "it still waits"
+    assert steps(workspace)[1:] == [
+        ("published", "acme@v2"), ("put back", "acme@v2"), ("canary begun", "acme@v2"), ("put back", "acme@v2")
+    ]  # fmt: skip
+    with pytest.raises(EngineError, match="cannot be reached"):
+        workspace.publish("acme@v2", served=[urls[0], "http://127.0.0.1:9"])
+    with pytest.raises(UsageError, match="no URL of an engine"):
+        workspace.publish("acme@v2", served=["gpu7:8000"])
+    assert entry(workspace) == AliasEntry("acme@v1")
+
+
+def test_a_flip_may_be_seen_late(workspace: Workspace, two: tuple[list[str], list[Models]], tmp_path: Path) -> None:
+    """As on a network file system, where a client may show the former file for some seconds."""
+    urls, _ = two
+    workspace.publish("acme@v1", served=urls)
+    source = workspace.session.layout.registry.manifest
+    late = shutil.copytree(source.parent, tmp_path / "late")
+
+    def follow() -> None:
+        while read_manifest(source).aliases["acme"].release != "acme@v2":
+            time.sleep(0.01)
+        time.sleep(0.7)
+        write_manifest(late / source.name, read_manifest(source))
+
+    with engine(late) as (url, _models):
+        thread = threading.Thread(target=follow)
+        thread.start()
+        assert workspace.publish("acme@v2", served=[*urls, url]).replicas == 3
+        assert answered_by(url, 5) == {"acme@v2": 5}
+        thread.join()
+
+
+class Killed(BaseException):
+    """Nothing after it runs, as after `kill -9`."""
+
+
+STORIES: dict[str, tuple[list[Callable[[Workspace], object]], Callable[[Workspace], object]]] = {
+    "publish": ([], lambda w: w.publish("acme@v1")),
+    "publish again": ([lambda w: w.publish("acme@v1")], lambda w: w.publish("acme@v2")),
+    "canary": ([lambda w: w.publish("acme@v1")], lambda w: w.publish("acme@v2", canary=0.1)),
+    "promote": ([lambda w: w.publish("acme@v1"), lambda w: w.publish("acme@v2", canary=0.1)], lambda w: w.promote()),
+    "abort": ([lambda w: w.publish("acme@v1"), lambda w: w.publish("acme@v2", canary=0.1)], lambda w: w.abort()),
+    "rollback": ([lambda w: w.publish("acme@v1"), lambda w: w.publish("acme@v2")], lambda w: w.rollback()),
+    "end by rollback": (
+        [lambda w: w.publish("acme@v1"), lambda w: w.publish("acme@v2", canary=0.1)],
+        lambda w: w.rollback(),
+    ),
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_step_cut_off_before_it_is_logged_is_logged_by_the_next_command(
+    make: Callable[..., Workspace], story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, step = STORIES[story]
+    peace, cut = make("peace"), make("cut")
+    for workspace in (peace, cut):
+        for act in before:
+            act(workspace)
+    step(peace)
+
+    def killed(*_arguments: object) -> None:
+        raise Killed
+
+    def writing(path: Path, manifest: Any) -> None:
+        write_manifest(path, manifest)
+        monkeypatch.setattr(aliases, "log_steps", killed)
+
+    with monkeypatch.context():
+        whole = aliases.log_steps
+        monkeypatch.setattr(aliases, "write_manifest", writing)
+        with pytest.raises(Killed):
+            step(cut)
+        monkeypatch.setattr(aliases, "write_manifest", write_manifest)
+        monkeypatch.setattr(aliases, "log_steps", whole)
+    assert entry(cut) == entry(peace)
+    assert len(steps(cut)) == len(steps(peace)) - 1
+    for _ in range(2):
+        with cut.writer("test") as ledger:
+            aliases.sync_manifest(cut.session, ledger)
+        assert steps(cut) == steps(peace)
+    if story in ("publish", "publish again", "canary"):
+        step(cut)
+        assert steps(cut) == steps(peace), "what is so already is no step"
+    assert killing.content(cut.root)["batches"] == killing.content(peace.root)["batches"]
+
+
+def test_resume_goes_on_with_a_canary_as_a_canary(
+    workspace: Workspace, two: tuple[list[str], list[Models]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off before the batch is marked: the release still waits, and must not go to everybody by that."""
+    urls, _ = two
+    workspace.publish("acme@v1", served=urls)
+
+    def killed(*_arguments: object, **_named: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("memupdate.operations.publishing.confirm", killed)
+        with pytest.raises(Killed):
+            workspace.publish("acme@v2", canary=0.1, served=urls)
+    assert state(workspace, 2) == "released"
+    with workspace.writer("test") as ledger:
+        # What `resume` and `serve` do with a release that waits.
+        report = workspace._publish(ledger, "acme@v2", replicas.replicas_of(workspace.session, urls), no_progress)
+    assert report.canary_share == 0.1
+    assert entry(workspace) == AliasEntry("acme@v1", None, Canary("acme@v2", 0.1))
+    assert state(workspace, 2) == "published"
+
+
+def test_releases_that_nothing_can_go_back_to_are_retired_and_can_be_revived(make: Callable[..., Workspace]) -> None:
+    workspace = make(serving__retire_after_s="1")
+    for number in (1, 2, 3):
+        workspace.publish(f"acme@v{number}")
+
+    def states() -> list[str]:
+        releases = read_manifest(workspace.session.layout.registry.manifest).releases
+        return [releases[f"acme@v{number}"].state for number in (1, 2, 3)]
+
+    assert states() == [RELEASED] * 3, "its last step was just now"
+    time.sleep(1.1)
+    with engine(workspace.session.layout.registry.root) as (url, _models), EngineClient(url) as client:
+        client.complete("acme@v1", "?", 1)
+        workspace.resume()
+        assert states() == [RETIRED, RELEASED, RELEASED], "acme@v2 is what a rollback goes to"
+        with pytest.raises(EngineError, match="retired"):
+            client.complete("acme@v1", "?", 1)
+        workspace.rollback()
+        time.sleep(1.1)
+        workspace.publish("acme@v1")
+        assert states() == [RELEASED, RELEASED, RELEASED], "later releases wait for their turn"
+        client.complete("acme@v1", "?", 1)
+    assert steps(workspace)[3:] == [
+        ("retired", "acme@v1"), ("rolled back", "acme@v2"), ("revived", "acme@v1"), ("published", "acme@v1")
+    ]  # fmt: skip
+
+
+def test_the_command_line(workspace: Workspace, two: tuple[list[str], list[Models]]) -> None:
+    def run(*arguments: str) -> Any:
+        done = CliRunner().invoke(cli, ["-w", str(workspace.root), *arguments, "--json"])
+        return (done.exit_code, json.loads(done.stdout) if done.stdout else done.stderr)
+
+    served = [word for url in two[0] for word in ("--served", url)]
+    assert run("publish", "acme@v1", *served)[1]["replicas"] == 2
+    assert run("publish", "acme@v2", "--canary", "ten", *served)[0] == 2
+    assert run("publish", "acme@v2", "--canary", "10%", *served)[1]["canary_share"] == 0.1
+    assert run("abort", *served)[1]["release"] == "acme@v1"
+    assert run("abort", *served)[0] == 2
+    assert run("publish", "acme@v2", "--canary", "0.2", *served)[1]["canary_share"] == 0.2
+    assert run("abort", "--if-failing", *served)[1]["rows"] == []
+    assert run("abort", "acme", "--if-failing", *served)[0] == 2
+    assert run("promote", "acme", *served)[1]["release"] == "acme@v2"
+    assert run("rollback", *served)[1]["release"] == "acme@v1"
+    code, said = run("promote", "nobody")
+    assert (code, "no such alias (there are: acme)" in said) == (2, True)
