@@ -117,7 +117,7 @@ def report(
     fitted = laws(rows, recipe)
     found = figures(rows, fitted, kind=kind)
     found["trained_s"] = round(sum(row.duration_s for row in rows), 1)
-    draw(rows, fitted, folder / f"{name}.svg", kind=kind, what=what)
+    draw(rows, fitted, recipe, folder / f"{name}.svg", kind=kind, what=what)
     table = f"![what each rank holds]({name}.svg)\n\n{tables(rows, fitted, what)}"
     record(
         name,

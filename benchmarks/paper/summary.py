@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.paper.cells import Measured, Recipe, law_point
 from benchmarks.recording import markdown_table
 
-from memupdate.law.memory_law import MemoryLaw, fit_memory_law, why_not_fitted
-from memupdate.reports.figures.theme import BAD, QUIET, new_figure, plain_number, shade_of, style, write_picture
+from memupdate.law.memory_law import MemoryLaw, fit_memory_law, is_saturated, why_not_fitted
+from memupdate.reports.figures.theme import BAD, GROUND, QUIET, new_figure, plain_number, shade_of, style, write_picture
 
 CONFIDENCE = 0.9
 _BOOTSTRAP = 200
@@ -86,13 +86,20 @@ def tables(rows: Sequence[Measured], fitted: dict[tuple[str, str], MemoryLaw | s
 
 
 def draw(
-    rows: Sequence[Measured], fitted: dict[tuple[str, str], MemoryLaw | str], path: Path, *, kind: str, what: str
+    rows: Sequence[Measured],
+    fitted: dict[tuple[str, str], MemoryLaw | str],
+    recipe: Recipe,
+    path: Path,
+    *,
+    kind: str,
+    what: str,
 ) -> None:
     """One picture: the law of plain SFT with its cells, and how much each method holds at each rank, mean over lengths.
 
     Args:
         rows: all cells; only those of `kind` are drawn.
         fitted: of `laws`.
+        recipe: of the cells.
         path: an SVG file.
         kind: of the data.
         what: `exact` or `prefix`, as in `tables`.
@@ -100,29 +107,36 @@ def draw(
     own = [row for row in rows if row.cell.kind == kind]
     with style():
         figure, (left, right) = new_figure(2)
-        _draw_law(left, [row for row in own if row.cell.method == "sft"], fitted.get((kind, "sft")))
+        _draw_law(left, [row for row in own if row.cell.method == "sft"], fitted.get((kind, "sft")), recipe)
         _draw_methods(right, own, what)
-        figure.legend(loc="outside lower center", ncols=4)
+        figure.legend(loc="outside lower center", ncols=5)
         write_picture(figure, path, title=path.stem)
 
 
-def _draw_law(axes: Any, rows: Sequence[Measured], law: MemoryLaw | str | None) -> None:
+def _draw_law(axes: Any, rows: Sequence[Measured], law: MemoryLaw | str | None, recipe: Recipe) -> None:
     ranks = sorted({row.cell.rank for row in rows})
     for index, rank in enumerate(ranks):
         shade, own = shade_of(index, len(ranks)), [row for row in rows if row.cell.rank == rank]
-        sizes = [row.target_tokens for row in own]
-        drops = [row.loss_before_nats - row.loss_after_nats for row in own]
-        axes.plot(sizes, drops, "o", color=shade, markersize=5, label=f"rank {rank}")
+        for row in own:
+            face = GROUND if is_saturated(law_point(row, recipe)) else shade
+            drop = row.loss_before_nats - row.loss_after_nats
+            axes.plot(
+                [row.target_tokens], [drop], "o", markerfacecolor=face, markeredgecolor=shade, markersize=5, zorder=3
+            )
+        axes.plot([], [], "o-", color=shade, markersize=5, label=f"rank {rank}")
         if isinstance(law, MemoryLaw):
-            low, high = min(sizes), max(sizes)
-            axis = [low * (high / low) ** (step / 30) for step in range(31)]
-            axes.plot(axis, [law.predict_drop(rank, size, CONFIDENCE).mid for size in axis], color=shade, linewidth=1.5)
+            low, high = min(row.target_tokens for row in own), max(row.target_tokens for row in own)
+            axis = [low * (high / low) ** (step / 60) for step in range(61)]
+            most = max(row.loss_before_nats for row in own)
+            curve = [min(law.predict_drop(rank, size, CONFIDENCE).mid, most) for size in axis]
+            axes.plot(axis, curve, color=shade, linewidth=1.5)
     axes.set_xscale("log")
+    axes.margins(x=0.05)
     axes.set_xticks(sorted({row.cell.length for row in rows}))
     axes.xaxis.set_major_formatter(plain_number)
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    axes.set_title("SFT: drop in loss ΔL, nats per target token")
+    axes.set_title("SFT: drop in loss ΔL, nats per token; hollow: saturated")
     axes.set_xlabel("target tokens written, ℓ")
 
 

@@ -57,7 +57,7 @@ def test_what_cannot_be_fitted_says_why() -> None:
 
 def test_the_picture_is_an_svg_with_a_line_per_method(tmp_path: Path) -> None:
     rows = made_by_a_law("sft", "", 4) + made_by_a_law("memft-sw-window", "", 7)
-    draw(rows, laws(rows, PAPER), tmp_path / "picture.svg", kind="", what="prefix")
+    draw(rows, laws(rows, PAPER), PAPER, tmp_path / "picture.svg", kind="", what="prefix")
     text = "".join(ElementTree.parse(tmp_path / "picture.svg").getroot().itertext())
     assert "memft-sw-window" in text
     assert "rank 8" in text
