@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 END, DIGIT, NUMBER, MARK, NAME, WORD, PIECE = "end", "digit", "number", "mark", "name", "word", "piece"
 CLASSES = (END, DIGIT, NUMBER, MARK, NAME, WORD, PIECE)
@@ -79,10 +80,11 @@ def fit_density(scored: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Dens
 
 def token_classes(texts: Sequence[str]) -> list[str]:
     """The class of each target token of one fact, in order."""
-    digit = NUMBER if sum(character.isdigit() for text in texts for character in text) >= LONG_NUMBER else DIGIT
+    digit = NUMBER if sum(map(_digits, texts)) >= LONG_NUMBER else DIGIT
     return [_class_of(text, digit, first=index == 0) for index, text in enumerate(texts)]
 
 
+@lru_cache(maxsize=1 << 16)  # a hundred thousand facts repeat the same few thousand tokens
 def _class_of(text: str, digit: str, *, first: bool) -> str:
     bare = text.strip()
     if not text:
@@ -94,6 +96,11 @@ def _class_of(text: str, digit: str, *, first: bool) -> str:
     if not first and text == bare:
         return PIECE
     return NAME if bare[0].isupper() else WORD
+
+
+@lru_cache(maxsize=1 << 16)
+def _digits(text: str) -> int:
+    return sum(character.isdigit() for character in text)
 
 
 def _class(name: str, nats: Sequence[float]) -> TokenClass:

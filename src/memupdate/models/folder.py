@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 EMBEDDED_MODEL = "atlas"
 """Name under which the embedded base model is asked for."""
+_ENCODE_BATCH = 4096
+"""Texts that the tokenizer takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,15 @@ class ModelFolder:
         """Number of tokens of `text`, without special tokens."""
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def token_texts(self, text: str) -> tuple[str, ...]:
-        """The tokens of `text`, each as the text that it stands for, led by a blank where it follows one."""
-        spans = self.tokenizer.encode(text, add_special_tokens=False).offsets
-        return tuple(
-            (" " if start > 0 and text[start - 1].isspace() else "") + text[start:end] for start, end in spans
-        )
+    def token_texts(self, texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
+        """The tokens of each text, each as the text that it stands for, led by a blank where it follows one."""
+        remaining = iter(texts)
+        while chunk := list(islice(remaining, _ENCODE_BATCH)):
+            for text, encoded in zip(chunk, self.tokenizer.encode_batch(chunk, add_special_tokens=False), strict=True):
+                yield tuple(
+                    (" " if start > 0 and text[start - 1].isspace() else "") + text[start:end]
+                    for start, end in encoded.offsets
+                )
 
     def fingerprint(self, cache_dir: Path) -> str:
         """`sha256:…` over configuration, tokenizer and weights; digests of large files are kept in `cache_dir`."""

@@ -143,8 +143,8 @@ def measure_density(session: Session, kinds: tuple[str, ...], facts: Path | None
     progress(ProgressEvent("calibrate", 0, None, f"base loss of {len(examples)} facts"))
     scores = score_examples(session.base.model, examples, session.base.device)
     rows = [
-        (session.target_token_texts(fact), [-value for value in score.logprobs])
-        for fact, score in zip(scored, scores, strict=True)
+        (texts, [-value for value in score.logprobs])
+        for texts, score in zip(session.target_token_texts(scored), scores, strict=True)
     ]
     # A tokenizer may join the answer's first letters with what is before them; such a fact says nothing of single tokens.
     return fit_density([(texts, nats) for texts, nats in rows if len(texts) == len(nats)])

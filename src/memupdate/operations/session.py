@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -116,13 +116,14 @@ class Session:
 
     def count_targets(self, facts: Iterable[Fact]) -> Counter[str]:
         """Target tokens of `facts` by class (`law.density`), end tokens included; torch-free."""
-        return Counter(name for fact in facts for name in token_classes(self.target_token_texts(fact)))
+        return Counter(name for texts in self.target_token_texts(facts) for name in token_classes(texts))
 
-    def target_token_texts(self, fact: Fact) -> tuple[str, ...]:
-        """The target tokens of `fact` as texts, "" for the end token; torch-free."""
+    def target_token_texts(self, facts: Iterable[Fact]) -> Iterator[tuple[str, ...]]:
+        """The target tokens of each fact as texts, "" for the end token; torch-free."""
         rendering, has_template = self.policy.facts.rendering, self.folder.has_chat_template
-        style = resolve_style(fact.rendering, rendering, has_chat_template=has_template)
-        return (*self.folder.token_texts(answer_text(fact, style)), "")
+        styled = ((fact, resolve_style(fact.rendering, rendering, has_chat_template=has_template)) for fact in facts)
+        for texts in self.folder.token_texts(answer_text(fact, style) for fact, style in styled):
+            yield (*texts, "")
 
     @cached_property
     def tokenizer(self) -> Any:
