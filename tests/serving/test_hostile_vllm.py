@@ -69,7 +69,8 @@ def test_mutated_bodies_and_names_leave_the_engine_as_it_was(served: Served) -> 
         for name in NAMES:
             body = json.dumps({"model": name, "prompt": "x", "max_tokens": 1}).encode()
             response = http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
-            assert response.status_code in (400, 404), name[:80]
+            # To vLLM no name is the base model's.
+            assert response.status_code in ((400, 404) if name else (200,)), name[:80]
         assert served.engine.poll() is None
         listed = {model["id"] for model in http.get("/v1/models").json()["data"]}
         metrics = http.get("/metrics").text
