@@ -1,0 +1,145 @@
+"""The container files and Kubernetes manifests start what `serve` would start, confined, and read what it would read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from memupdate.cli import app
+from memupdate.layout import REGISTRY_DIR
+from memupdate.policies import parse_policy
+from memupdate.serving import engine as engine_module
+from memupdate.serving.compat import is_supported
+from memupdate.serving.engine import EngineSettings, engine_command
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+DOCKERFILES = [DEPLOY / "Dockerfile", DEPLOY / "Dockerfile.cpu"]
+
+
+def documents() -> list[dict[str, Any]]:
+    return [document for file in MANIFESTS for document in yaml.safe_load_all(file.read_text("utf-8"))]
+
+
+def only(kind: str) -> dict[str, Any]:
+    (found,) = [d for d in documents() if d["kind"] == kind]
+    return found
+
+
+def engine_pod() -> dict[str, Any]:
+    return only("Deployment")["spec"]["template"]["spec"]
+
+
+def test_the_container_runs_exactly_what_serve_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "is_cpu_engine", lambda: False)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    settings = EngineSettings(
+        model="/models/base",
+        served_model_name="base",
+        registry=Path("/registry"),
+        log_path=Path("engine.log"),
+        lora_target_modules=("down_proj", "gate_proj", "up_proj"),
+        max_lora_rank=32,
+        max_loras=3,
+        max_cpu_loras=4,
+        host="0.0.0.0",
+        port=8000,
+        dtype="bfloat16",
+        drain_s=20,
+    )
+    command, environment = engine_command(settings)
+    (container,) = engine_pod()["containers"]
+    assert container["args"] == command[4:]
+    shown = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    # The model is a folder in the pod, which it is not here.
+    assert shown == {**environment, "HF_HUB_OFFLINE": "1"}
+    secret = [entry["name"] for entry in container["env"] if "valueFrom" in entry]
+    assert secret == ["VLLM_API_KEY"]
+    for file in DOCKERFILES:
+        (entry,) = re.findall(r"^ENTRYPOINT \[(.*)\]$", file.read_text("utf-8"), flags=re.MULTILINE)
+        assert [word.strip(' "') for word in entry.split(",")] == ["python3", *command[1:4]]
+
+
+def test_engines_cannot_write_what_they_serve() -> None:
+    pod = engine_pod()
+    mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts["/registry"]["readOnly"]
+    assert mounts["/registry"]["subPath"] == REGISTRY_DIR
+    assert mounts["/models/base"]["readOnly"]
+    claims = {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+    assert claims == {d["metadata"]["name"] for d in documents() if d["kind"] == "PersistentVolumeClaim"}
+
+
+def pods() -> list[dict[str, Any]]:
+    return [engine_pod(), only("Job")["spec"]["template"]["spec"]]
+
+
+@pytest.mark.parametrize("pod", pods(), ids=["engine", "job"])
+def test_pods_are_confined_and_their_volumes_exist(pod: dict[str, Any]) -> None:
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["automountServiceAccountToken"]
+    volumes = {volume["name"] for volume in pod["volumes"]}
+    for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+        own = container["securityContext"]
+        assert own["readOnlyRootFilesystem"]
+        assert not own["allowPrivilegeEscalation"]
+        assert own["capabilities"] == {"drop": ["ALL"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+    for file in DOCKERFILES:
+        last_stage = file.read_text("utf-8").rpartition("\nFROM ")[2]
+        assert re.search(rf"^USER {pod['securityContext']['runAsUser']}$", last_stage, flags=re.MULTILINE)
+
+
+def test_probes_service_and_budget_fit_the_deployment() -> None:
+    deployment, labels = only("Deployment"), engine_pod()
+    (container,) = labels["containers"]
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    assert deployment["spec"]["template"]["metadata"]["labels"] == selector
+    assert only("Service")["spec"]["selector"] == selector
+    assert only("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == selector
+    assert only("PodDisruptionBudget")["spec"]["minAvailable"] < deployment["spec"]["replicas"]
+    (port,) = container["ports"]
+    assert str(port["containerPort"]) == container["args"][container["args"].index("--port") + 1]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": port["name"]}
+    drain = int(container["args"][container["args"].index("--shutdown-timeout") + 1])
+    assert labels["terminationGracePeriodSeconds"] > drain + 20
+
+
+def test_the_kustomization_names_what_is_there_and_the_job_is_made_apart() -> None:
+    kustomization = only("Kustomization")
+    files = {file.name for file in MANIFESTS}
+    assert set(kustomization["resources"]) == files - {"kustomization.yaml", "add-job.yaml"}
+    assert only("Namespace")["metadata"]["name"] == kustomization["namespace"] == only("Job")["metadata"]["namespace"]
+    for document in documents():
+        assert {"apiVersion", "kind"} <= set(document)
+
+
+def test_the_policy_is_one_and_drains_as_the_engine_does() -> None:
+    policy = parse_policy(only("ConfigMap")["data"]["policy.toml"])
+    args = engine_pod()["containers"][0]["args"]
+    assert str(policy.serving.drain_s) == args[args.index("--shutdown-timeout") + 1]
+    assert policy.serving.dtype == args[args.index("--dtype") + 1]
+
+
+def test_the_job_uses_commands_that_exist() -> None:
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group, as typer builds it
+    pod = only("Job")["spec"]["template"]["spec"]
+    script = pod["initContainers"][0]["args"][0]
+    used = {*re.findall(r"memupdate (?:-w \S+ )?(\w+)", script), pod["containers"][0]["command"][3]}
+    assert used == {"init", "doctor", "resume", "add"}
+    assert used <= set(known)
+
+
+def test_images_hold_a_supported_vllm() -> None:
+    gpu, cpu = (file.read_text("utf-8") for file in DOCKERFILES)
+    (version,) = re.findall(r"^ARG VLLM_VERSION=v(\S+)$", gpu, flags=re.MULTILINE)
+    assert is_supported(version)
+    (torch,) = re.findall(r"torch==(\S+)", cpu.split("RUN pip install")[2])
+    assert f"pip install torch=={torch};" in (ROOT / "requirements" / "cpu.txt").read_text("utf-8")
