@@ -149,6 +149,11 @@ def test_the_reason_is_the_cause_and_not_its_consequences(tmp_path: Path) -> Non
         "    For further information visit a page\n"
     )
     assert failure_reason(log)[0].endswith("for ModelConfig Value error, no such architecture")
+    log.write_text(
+        "(APIServer pid=7) WARNING 11-24 06:11:12 [x.py:1] This can cause errors like `OSError: [Errno 24] Too many`.\n"
+        "(APIServer pid=7) ERROR 11-24 06:11:13 [x.py:9] vllm.EngineDeadError: EngineCore encountered an issue.\n"
+    )
+    assert failure_reason(log)[0] == "vllm.EngineDeadError: EngineCore encountered an issue."
     log.write_text("all is well\n")
     assert failure_reason(log) == ("", ("all is well",))
 

@@ -53,6 +53,8 @@ _POLL_S = 0.25
 _LOG_TAIL_BYTES = 256 << 10
 _ERROR_LINE = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception|Interrupt)\b(?::| \[)|\berror: |\bNo module named\b")
 _LOG_PREFIX = re.compile(r"^\(\w+(?: pid=\d+)?\)\s*|^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\]\s*")
+_WARNING = re.compile(r"^(?:\(\w+(?: pid=\d+)?\)\s*)?WARNING ")
+"""A warning may name an error that did not happen, as that about the limit of open files does."""
 _CONSEQUENCES = (
     "Engine core initialization failed",
     "EngineDeadError",
@@ -367,11 +369,17 @@ def failure_reason(log_path: Path) -> tuple[str, tuple[str, ...]]:
     try:
         with log_path.open("rb") as file:
             file.seek(max(0, log_path.stat().st_size - _LOG_TAIL_BYTES))
-            lines = [_without_prefix(line) for line in file.read().decode("utf-8", "replace").splitlines()]
+            raw = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return "", ()
-    said = [line for line in lines if line.strip(" ^~")]
-    errors = [at for at, line in enumerate(said) if _ERROR_LINE.search(line) and not line.startswith((" ", "\t"))]
+    told = [(line, _WARNING.match(line) is not None) for line in raw]
+    kept = [(shown, mild) for line, mild in told if (shown := _without_prefix(line)).strip(" ^~")]
+    said = [line for line, _ in kept]
+    errors = [
+        at
+        for at, (line, mild) in enumerate(kept)
+        if not mild and _ERROR_LINE.search(line) and not line.startswith((" ", "\t"))
+    ]
     causes = [at for at in errors if not any(known in said[at] for known in _CONSEQUENCES)]
     chosen = (causes or errors)[-1:]
     reason = " ".join(_with_continuation(said, at) for at in chosen)
