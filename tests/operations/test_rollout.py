@@ -27,6 +27,7 @@ from memupdate.errors import EngineError, ProofFailed, UsageError
 from memupdate.ledger.ledger import Ledger
 from memupdate.operations import aliases, replicas
 from memupdate.operations.answers import Answers, count_answers
+from memupdate.operations.replicas import replicas_of
 from memupdate.operations.reports import PublishReport
 from memupdate.progress import no_progress
 from memupdate.serving.client import EngineClient, EngineRefused
@@ -211,6 +212,33 @@ def test_a_canary_whose_answers_fail_is_ended(workspace: Workspace, two: tuple[l
     assert (report.release, report.previous) == ("acme@v1", "acme@v3")
     assert steps(workspace)[-1] == ("canary ended", "acme@v3")
     assert workspace.abort_failing(served=urls) == []
+
+
+def test_serve_ends_a_failing_canary_by_itself(
+    workspace: Workspace, two: tuple[list[str], list[Models]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (url, _), (engine, _) = two
+    monkeypatch.setattr(
+        "memupdate.operations.workspace.replicas_of", lambda session, _served=(): replicas_of(session, [url])
+    )
+    told: list[str] = []
+    workspace.publish("acme@v1")
+    workspace.end_failing_canaries(told.append)
+    workspace.publish("acme@v2", canary=0.5)
+    engine.broken.add("acme@v2")
+    assert failed_of(url) >= 20
+    with workspace.writer("another command"):
+        workspace.end_failing_canaries(told.append)
+    assert (told, (entry(workspace) or AliasEntry("")).canary) == ([], Canary("acme@v2", 0.5)), "locked: the next time"
+    workspace.end_failing_canaries(told.append)
+    assert entry(workspace) == AliasEntry("acme@v1")
+    (line,) = told
+    assert line.startswith("the canary of acme has ended: ")
+    with Ledger.open(workspace.session.layout.ledger, readonly=True) as ledger:
+        (ended,) = ledger.events("acme", kind="canary ended")
+    assert ended.detail["reason"] in line
+    workspace.end_failing_canaries(told.append)
+    assert len(told) == 1
 
 
 def failed_of(url: str) -> int:

@@ -102,15 +102,18 @@ def abort_failing(session: Session, ledger: Ledger, *, replicas: Sequence[Replic
     Raises:
         EngineError: a replica cannot be reached.
     """
-    manifest = sync_manifest(session, ledger)
-    ended = []
-    for alias, entry in manifest.aliases.items():
-        if entry.canary is None:
-            continue
-        if reason := shortfall(session, alias, entry.canary, answers_since_begun(session, manifest, alias, replicas)):
-            report = abort(session, ledger, alias, replicas=replicas, reason=reason)
-            ended.append(report)
-    return ended
+    reasons = failing(session, sync_manifest(session, ledger), replicas)
+    return [abort(session, ledger, alias, replicas=replicas, reason=reason) for alias, reason in reasons.items()]
+
+
+def failing(session: Session, manifest: Manifest, replicas: Sequence[Replica]) -> dict[str, str]:
+    """Aliases whose canary's answers fall short of the policy, and why; asks the engines only. Raises EngineError."""
+    running = {alias: entry.canary for alias, entry in manifest.aliases.items() if entry.canary is not None}
+    judged = {
+        alias: shortfall(session, alias, canary, answers_since_begun(session, manifest, alias, replicas))
+        for alias, canary in running.items()
+    }
+    return {alias: reason for alias, reason in judged.items() if reason is not None}
 
 
 def canary_of(manifest: Manifest, alias: str) -> Canary:

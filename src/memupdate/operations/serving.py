@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from memupdate.serving.supervisor import RestartBounds, Supervisor, Tell
 
 MAX_REPLICAS = 64
 _POLL_S = 0.5
+_MEANWHILE_S = 5.0
 _LAST_PORT = 65535
 
 
@@ -191,8 +193,16 @@ def teller(layout: WorkspaceLayout, progress: Progress) -> Tell:
     return tell
 
 
-def keep_serving(supervisors: Sequence[Supervisor], on_ready: Callable[[], None], tell: Tell) -> None:
+def keep_serving(
+    supervisors: Sequence[Supervisor],
+    on_ready: Callable[[], None],
+    tell: Tell,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """Start all engines, call `on_ready` once all answer, and keep them until Ctrl-C or SIGTERM, which drain them.
+
+    `meanwhile` is called every few seconds while they serve.
 
     A replica that is given up leaves the others serving.
 
@@ -220,8 +230,11 @@ def keep_serving(supervisors: Sequence[Supervisor], on_ready: Callable[[], None]
         if not stopped.is_set():
             on_ready()
             with _stop_signals(stopped):
+                looked = time.monotonic()
                 while any(thread.is_alive() for thread in threads) and not stopped.wait(_POLL_S):
-                    pass
+                    if time.monotonic() - looked > _MEANWHILE_S:
+                        meanwhile()
+                        looked = time.monotonic()
             if not stopped.is_set():
                 raise failures[-1] if failures else EngineError("no engine is left")
     finally:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -616,8 +616,24 @@ class Workspace(LedgerQuestions):
             self.publish_pending(progress)
             progress_ready(progress, "/v1, ".join(s.engine.url for s in supervisors), self._aliases())
 
-        serving.keep_serving(supervisors, publish_and_tell, tell)
+        serving.keep_serving(supervisors, publish_and_tell, tell, meanwhile=lambda: self.end_failing_canaries(tell))
         return ""
+
+    def end_failing_canaries(self, tell: Callable[[str], None]) -> None:
+        """One look at the running canaries, as `serve` takes it every few seconds: those that fall short of the policy end.
+
+        The workspace is locked only for ending one. What is in the way now, a lock or an engine that is being started again, is
+        left to the next look.
+        """
+        with suppress(MemupdateError):
+            if not any(entry.canary for entry in self._entries().values()):
+                return
+            manifest = read_manifest(self.layout.registry.manifest)
+            reasons = canaries.failing(self.session, manifest, replicas_of(self.session))
+            for alias, reason in reasons.items():
+                with self.writer("serve") as ledger:
+                    canaries.abort(self.session, ledger, alias, replicas=(), reason=reason)
+                tell(f"the canary of {alias} has ended: {reason}")
 
     def _engine_settings(self, *, host: str, port: int) -> tuple[EngineSettings, serving.EngineLimits]:
         with self.writer("serve") as ledger:
