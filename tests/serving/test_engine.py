@@ -23,8 +23,8 @@ from memupdate.serving.engine import (
     EngineSettings,
     choose_port,
     engine_command,
-    failure_reason,
 )
+from memupdate.serving.engine_log import failure_reason
 from memupdate.serving.engine_record import (
     engine_notes,
     process_start,

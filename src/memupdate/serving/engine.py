@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -30,6 +29,7 @@ from memupdate.budget.ranks import serving_rank
 from memupdate.errors import EngineError, UsageError
 from memupdate.progress import Progress, ProgressEvent, no_progress
 from memupdate.serving.compat import check_vllm_version, is_cpu_engine
+from memupdate.serving.engine_log import failure_reason
 from memupdate.serving.engine_record import process_start, read_record, write_record
 from memupdate.serving.env import ACCESS_ENV, BASE_FINGERPRINT_ENV, BASE_MODEL_ENV, MAX_RANK_ENV, REGISTRY_ENV
 from memupdate.storage import readable_disk_errors
@@ -50,18 +50,6 @@ _NEVER_TARGETS = frozenset({"lm_head", "embed_tokens"})
 _STOP_GRACE_S = 20.0
 _KILL_GRACE_S = 10.0
 _POLL_S = 0.25
-_LOG_TAIL_BYTES = 256 << 10
-_ERROR_LINE = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception|Interrupt)\b(?::| \[)|\berror: |\bNo module named\b")
-_LOG_PREFIX = re.compile(r"^\(\w+(?: pid=\d+)?\)\s*|^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\]\s*")
-_WARNING = re.compile(r"^(?:\(\w+(?: pid=\d+)?\)\s*)?WARNING ")
-"""A warning may name an error that did not happen, as that about the limit of open files does."""
-_CONSEQUENCES = (
-    "Engine core initialization failed",
-    "EngineDeadError",
-    "SystemExit",
-    "CancelledError",
-    "WorkerProc initialization",
-)
 
 
 @dataclass(frozen=True)
@@ -364,38 +352,6 @@ def choose_port(host: str, port: int) -> int:
         raise UsageError(f"cannot listen on {host} port {port} ({error})", "check --host and --port") from error
 
 
-def failure_reason(log_path: Path) -> tuple[str, tuple[str, ...]]:
-    """The most telling error line of an engine's log (empty where there is none), and its last lines."""
-    try:
-        with log_path.open("rb") as file:
-            file.seek(max(0, log_path.stat().st_size - _LOG_TAIL_BYTES))
-            raw = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return "", ()
-    told = [(line, _WARNING.match(line) is not None) for line in raw]
-    kept = [(shown, mild) for line, mild in told if (shown := _without_prefix(line)).strip(" ^~")]
-    said = [line for line, _ in kept]
-    errors = [
-        at
-        for at, (line, mild) in enumerate(kept)
-        if not mild and _ERROR_LINE.search(line) and not line.startswith((" ", "\t"))
-    ]
-    causes = [at for at in errors if not any(known in said[at] for known in _CONSEQUENCES)]
-    chosen = (causes or errors)[-1:]
-    reason = " ".join(_with_continuation(said, at) for at in chosen)
-    return reason[:500], tuple(line[:300] for line in said[-8:])
-
-
-def _with_continuation(lines: list[str], at: int) -> str:
-    """An error line and the indented lines after it, where a pydantic error has its substance."""
-    parts = [lines[at].strip()]
-    for line in lines[at + 1 : at + 4]:
-        if not line.startswith(" ") or line.lstrip().startswith(("File ", "For further information")):
-            break
-        parts.append(line.strip().split(" [type=", 1)[0])
-    return " ".join(parts)
-
-
 def _check_installed() -> None:
     check_vllm_version()
     if not any(point.name == PLUGIN_NAME for point in metadata.entry_points(group=PLUGIN_GROUP)):
@@ -447,13 +403,6 @@ def _answers(client: httpx.Client) -> bool:
         return client.get("/health").status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _without_prefix(line: str) -> str:
-    """A log line without vLLM's process, level, time and place."""
-    while (shorter := _LOG_PREFIX.sub("", line, count=1)) != line:
-        line = shorter
-    return line.rstrip()
 
 
 def _kill_group(group: int) -> None:
