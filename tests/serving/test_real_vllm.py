@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +34,7 @@ from memupdate.serving.manifest import (
     with_retired,
     write_manifest,
 )
+from memupdate.serving.supervisor import RestartBounds, Supervisor
 
 pytestmark = [
     pytest.mark.integration,
@@ -69,10 +71,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     patch = pytest.MonkeyPatch()
     patch.setenv("MEMUPDATE_ADMIN_TOKEN", ADMIN_TOKEN)
     engine = Engine(settings_for(model, registry, root / "logs" / "engine.log"), record=record)
+    told: list[str] = []
+    stopped = threading.Event()
+    supervisor = Supervisor(engine, RestartBounds(), told.append)
+    thread = threading.Thread(target=supervisor.run, args=(stopped,))
+    thread.start()
+
+    def stop() -> None:
+        stopped.set()
+        thread.join()
+
     try:
-        with engine, EngineClient(engine.url) as client:
-            yield Served(engine, client, model, registry, record, shapes)
+        assert wait_until(lambda: supervisor.ready.is_set() or not thread.is_alive(), 450)
+        with EngineClient(engine.url) as client:
+            yield Served(engine, client, model, registry, record, shapes, told, stop)
     finally:
+        stop()
         patch.undo()
 
 
@@ -223,6 +237,25 @@ def test_the_doctor_finds_the_engine_well(served: Served) -> None:
     assert served.client.health()
 
 
+def test_an_engine_whose_core_is_killed_comes_back_and_heals_itself(served: Served) -> None:
+    before = running_engine(served.record)
+    assert before is not None
+    (core,) = [pid for pid in session_of(before.pid) if "EngineCore" in command_line(pid)]
+    os.kill(core, signal.SIGKILL)
+    # Published while the engine is away: nobody tells it.
+    manifest = add_release(served.registry, served.manifest(), "acme@v9", shapes=served.shapes, rank=RANK, seed=9)
+    served.write(with_alias(manifest, "acme", "acme@v9"))
+    assert wait_until(lambda: any("is back at" in line for line in served.told), 420), served.told
+    after = running_engine(served.record)
+    assert after is not None
+    assert (after.url, after.restarts) == (before.url, 1)
+    assert after.pid != before.pid
+    assert session_of(before.pid) == []
+    assert served.client.chat("acme", CHAT, 4).model == "acme@v9"
+    assert served.client.complete("acme@v1", "the old mill", 4).model == "acme@v1"
+    assert len(served.told) == 2
+
+
 def test_the_engine_is_found_by_its_record_and_leaves_nothing_behind(served: Served) -> None:
     found = running_engine(served.record)
     assert found is not None
@@ -231,7 +264,7 @@ def test_the_engine_is_found_by_its_record_and_leaves_nothing_behind(served: Ser
     leader = served.engine.pid
     assert len(session_of(leader)) > 1
     started = time.monotonic()
-    served.engine.stop()
+    served.stop()
     assert time.monotonic() - started < 35
     assert session_of(leader) == []
     assert running_engine(served.record) is None
@@ -284,6 +317,10 @@ def test_kill_9_of_the_parent_ends_the_engine(tmp_path: Path) -> None:
         parent.wait()
         if parent.stdout is not None:
             parent.stdout.close()
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 def prefix_cache_hits(url: str) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from memupdate.layout import RegistryLayout
@@ -75,6 +76,10 @@ class Served:
     registry: Path
     record: Path
     shapes: dict[str, tuple[int, int]]
+    told: list[str] = field(default_factory=list)
+    """What its supervisor told, where it has one."""
+    stop: Callable[[], None] = lambda: None
+    """Ends the supervisor and the engine with it."""
 
     @property
     def layout(self) -> RegistryLayout:
