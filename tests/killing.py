@@ -80,7 +80,7 @@ _PRELOADED = [
 _TIMED_COLUMNS = {"at_utc", "applied_at", "duration_s"}
 _TIMED_TABLES = {"law_points": "id", "law_fits": "id"}
 """Ids that are digests over values with durations among them."""
-_TIMED_KEYS = {"duration_s", "duration", "draws"}
+_TIMED_KEYS = {"at_utc", "duration_s", "duration", "draws"}
 """`draws` are the fit's own resamples, which its solver leaves free along flat directions."""
 _SAME_FIT = 1e-4
 """Fits are solved in threads' order of addition: equal to about eight digits, so compared to four."""
@@ -212,6 +212,7 @@ def _main(arguments: list[str], said: str, file_limit_bytes: int | None) -> None
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     sys.argv = ["memupdate", *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in its background ignores it
     if file_limit_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     from memupdate.cli import main

@@ -26,8 +26,11 @@ def test_two_adds_at_once_one_works_and_the_other_names_it(stage: Stage, copy: C
     root = copy()
     first = stage.commands.start(root, "add", str(stage.second))
     assert first.wait_until(lambda: killing.state_of(root, 2) is not None), first.said
+    first.send(signal.SIGSTOP)  # holds its lock, however fast the machine
+    assert killing.holder_of(root) == first.pid
     second = stage.commands.run(root, "add", str(stage.second))
     assert second.wait() == 5, second.said
+    first.send(signal.SIGCONT)
     assert f"`memupdate add second.jsonl` (process {first.pid} on {socket.gethostname()}, since 20" in second.said
     assert "Traceback" not in second.said
     assert first.wait() == 0, first.said

@@ -103,7 +103,7 @@ def test_json_says_the_same_and_is_one_document(reported: Workspace, report, tmp
     assert capacity["forecast"]["until_policy_limit"]["mid"] == report.collections[0].forecast.until_policy_limit.mid
     assert [row["regressions"] for row in document["releases"]] == [0, 0, 2, 0]
     assert [row["loss_inside"] for row in document["batches"]] == [batch.loss_inside for batch in report.batches]
-    assert len(document["points"]) == 24
+    assert len(document["points"]) == len(report.points) >= 24
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert summary.read_text(encoding="utf-8").startswith("# Capacity report")
 
