@@ -69,7 +69,7 @@ def retract(ledger: Ledger, retracted: list[Fact], rank: int) -> None:
 
 
 def test_no_proposal_without_a_reason_or_where_nothing_is_won(make: Callable[..., Workspace]) -> None:
-    workspace = make(compaction__rank_limit="2")
+    workspace = make(compaction__rank_limit="2", memory__min_rank="2")
     with workspace.writer("test") as ledger:
         fit = planning.current_fit(workspace.session, ledger)
         assert fit is not None
@@ -94,13 +94,13 @@ def test_before_growth_the_smaller_memory_is_proposed(make: Callable[..., Worksp
     with workspace.writer("test") as ledger:
         fit = planning.current_fit(session, ledger)
         assert fit is not None
-        add(ledger, facts(60), rank=4)
-        retract(ledger, facts(4), rank=4)
+        add(ledger, facts(40), rank=1)
+        retract(ledger, facts(8), rank=1)
         new = facts(2, start=100)
         plan = planning.make_plan(
             session, ledger, "acme", FactsDiff(tuple(new), (), ()), fit, live_before=ledger.live_facts("acme")
         )
-        assert plan.rank > plan.rank_before == 4
+        assert plan.rank > plan.rank_before == 1
         line = compacting.advice(session, ledger, "acme", fit, plan)
     assert line is not None
     assert "with the update after it" in line or f"not {plan.rank}" in line

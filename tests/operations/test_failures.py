@@ -50,7 +50,7 @@ def test_a_model_that_has_gone_is_named(tmp_path: Path) -> None:
 
 
 def test_a_policy_too_tight_for_the_facts_exits_with_4(make_workspace: Make, tmp_path: Path) -> None:
-    root = make_workspace(memory__max_rank="2", memory__min_rank="1").root
+    root = make_workspace(memory__max_rank="1", budget__all_proved="0.99").root
     many = write_facts_file(tmp_path / "many.jsonl", [*news(1), *news(2)[:20]])
     done = run(root, "add", str(many))
     assert (done.returncode, done.stdout) == (4, "")

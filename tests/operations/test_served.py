@@ -112,9 +112,9 @@ def test_an_engine_with_too_small_slots_is_told_before_anything_moves(served: Se
     record = served.workspace.session.layout.engine
     text = record.read_text(encoding="utf-8")
     before = served.workspace.status().aliases
-    record.write_text(json.dumps({**json.loads(text), "max_lora_rank": 1}), encoding="utf-8")
+    record.write_text(json.dumps({**json.loads(text), "max_lora_rank": 0}), encoding="utf-8")
     try:
-        with pytest.raises(EngineError, match="takes up to 1"):
+        with pytest.raises(EngineError, match="takes up to 0"):
             served.workspace.publish("acme@v2")
     finally:
         record.write_text(text, encoding="utf-8")

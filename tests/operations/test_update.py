@@ -120,7 +120,7 @@ def test_unproved_facts_refuse_the_release_and_can_be_given_again(make_workspace
 
 
 def test_over_budget_leaves_no_trace(make_workspace: Make, tmp_path: Path) -> None:
-    workspace = make_workspace(memory__max_rank="2", memory__min_rank="1")
+    workspace = make_workspace(memory__max_rank="1", budget__all_proved="0.99")
     before = files_of(workspace.root)
     many = write_facts_file(tmp_path / "many.jsonl", [*news(1), *news(2)[:20]])
     with pytest.raises(OverBudget, match=r"rank"):
@@ -167,7 +167,7 @@ def test_training_escalates_to_the_next_rank_and_says_so(make_workspace: Make, f
     workspace = make_workspace(
         memory__min_rank="1",
         budget__all_proved="0.01",
-        training__learning_rate="6e-4",
+        training__learning_rate="2e-4",
         escalation__attempts="5",
         escalation__epochs_factor="1.0",
         escalation__rank_factor="16.0",

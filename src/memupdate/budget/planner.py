@@ -127,6 +127,8 @@ def _measure(fit: LawFit, placement: PlacementShape, rank: int, what: Size, limi
     parameters, tokens = rank * placement.parameters_per_rank, what.target_tokens
     share, kl = fit.predict_proved_share(parameters, tokens), fit.predict_kl(parameters, tokens)
     whole = fit.predict_all_proved(parameters, what)
+    # The expected share is at least the probability that all are proved, and that law is the surer of the two.
+    share = Interval(max(share.low, whole.low), max(share.mid, whole.mid), max(share.high, whole.high))
     size = adapter_bytes(placement, rank, limits.bytes_per_element)
     failures = []
     if limits.all_proved is not None and whole.low < limits.all_proved:
