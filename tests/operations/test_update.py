@@ -18,6 +18,7 @@ from memupdate.resources import resource_dir
 from memupdate.serving.adapter_check import check_adapter
 from memupdate.serving.manifest import read_manifest
 from memupdate.storage import file_sha256
+from memupdate.training import loop
 from support import add_points_of_the_shipped_law, news, write_facts_file
 
 Make = Callable[..., Workspace]
@@ -162,12 +163,15 @@ def test_the_policy_may_release_what_is_proved_and_report_the_rest(make_workspac
         assert {row.status for row in ledger.facts_list("acme", status="unproved")} == {"unproved"}
 
 
-def test_training_escalates_to_the_next_rank_and_says_so(make_workspace: Make, few: Path) -> None:
-    """A policy that is content with any plan begins at rank 1, where a low rate stores nothing in the steps allowed."""
+def test_training_escalates_to_the_next_rank_and_says_so(
+    make_workspace: Make, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that is content with any plan begins at rank 1, which stores nothing in the steps allowed."""
+    monkeypatch.setattr(loop, "_MIN_STEPS", 0)
     workspace = make_workspace(
-        memory__min_rank="1",
         budget__all_proved="0.01",
-        training__learning_rate="2e-4",
+        training__learning_rate="1e-3",
+        training__max_epochs="12",
         escalation__attempts="5",
         escalation__epochs_factor="1.0",
         escalation__rank_factor="16.0",
