@@ -5,6 +5,7 @@ Plain text on purpose: file names and values from a user's file must never be re
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from types import FrameType
@@ -21,9 +22,24 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as an interrupt: temporary files go and a started engine stops, as after Ctrl-C."""
 
 
-def raise_terminated(_number: int, _frame: FrameType | None) -> None:
-    """The handler of SIGTERM."""
-    raise Terminated
+_received: list[int] = []
+"""Signals that asked this process to end, in order."""
+
+
+def raise_interrupt(number: int, _frame: FrameType | None) -> None:
+    """The handler of SIGINT and SIGTERM."""
+    _received.append(number)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def interrupted_exit_code() -> int | None:
+    """What to exit with where a signal asked for the end; None where none did.
+
+    Looked up, not taken from the exception: C code that an interrupt hits may raise what it failed at in its place.
+    """
+    if not _received:
+        return None
+    return TERMINATED_EXIT_CODE if _received[-1] == signal.SIGTERM else INTERRUPTED_EXIT_CODE
 
 
 def show_error(error: MemupdateError, *, debug: bool) -> None:

@@ -33,9 +33,8 @@ from memupdate.cli import (
 )
 from memupdate.cli.errors import (
     INTERRUPTED_EXIT_CODE,
-    TERMINATED_EXIT_CODE,
-    Terminated,
-    raise_terminated,
+    interrupted_exit_code,
+    raise_interrupt,
     show_error,
     show_interrupted,
 )
@@ -62,8 +61,12 @@ class RootGroup(TyperGroup):
             raise typer.Exit(int(error.exit_code)) from error
         except KeyboardInterrupt as interrupt:
             show_interrupted()
-            code = TERMINATED_EXIT_CODE if isinstance(interrupt, Terminated) else INTERRUPTED_EXIT_CODE
-            raise typer.Exit(code) from interrupt
+            raise typer.Exit(interrupted_exit_code() or INTERRUPTED_EXIT_CODE) from interrupt
+        except (ValueError, TypeError, RuntimeError, SystemError) as error:
+            if (code := interrupted_exit_code()) is None:
+                raise
+            show_interrupted()
+            raise typer.Exit(code) from error
 
 
 def globals_first(args: Sequence[str]) -> list[str]:
@@ -148,5 +151,7 @@ def main() -> None:
     """Entry point of the console script."""
     # Training beside a CPU engine on the same cores: threads that spin while they wait made both five times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, raise_terminated)
+    signal.signal(signal.SIGTERM, raise_interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, raise_interrupt)
     app()
