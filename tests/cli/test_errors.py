@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from memupdate import errors
 from memupdate.cli import app
+from memupdate.cli import errors as cli_errors
 from memupdate.cli.root import RootGroup
 from memupdate.cli.session import Session
 
@@ -97,3 +99,14 @@ def test_a_folder_without_a_workspace_is_named(command: list[str], tmp_path: Pat
     assert str(tmp_path / "none") in result.stderr
     assert "hint:" in result.stderr
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_c_code_swallowed_is_one_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    """A signal in the middle of a C extension may come out as what that failed at."""
+    monkeypatch.setattr(cli_errors, "_received", [number])
+    result = CliRunner().invoke(app_that_raises(ValueError("could not determine the shape")), ["fail"])
+    assert result.exit_code == code
+    assert "memupdate resume" in result.stderr
