@@ -46,9 +46,10 @@ class Fields:
         self._record = record
         self.problems: list[tuple[str, str]] = []
         """(field, reason) in the order found."""
-        for name in record if known is not None else ():
-            if name not in known:  # type: ignore[operator]  # not None, see above
-                self._note(_shown_key(name), unknown_key(name, known))  # type: ignore[arg-type]
+        if known is not None:
+            for name in record:
+                if name not in known:
+                    self._note(_shown_key(name), unknown_key(name, known))
 
     def has(self, name: str) -> bool:
         """Whether the record says anything about `name`."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 END, DIGIT, NUMBER, MARK, NAME, WORD, PIECE = "end", "digit", "number", "mark", "name", "word", "piece"
 CLASSES = (END, DIGIT, NUMBER, MARK, NAME, WORD, PIECE)
@@ -57,10 +58,10 @@ class Density:
         return BaseLoss(sum(row.mean_nats * count for row, count in rows) / total, SET_SCATTER)
 
 
-def density_from(value: object) -> Density | None:
+def density_from(value: Any) -> Density | None:
     """The table in a document that holds `dataclasses.asdict` of one; None for anything else."""
     try:
-        return Density(tuple(TokenClass(**row) for row in value["classes"]))  # type: ignore[index]
+        return Density(tuple(TokenClass(**row) for row in value["classes"]))
     except (TypeError, KeyError):
         return None
 
