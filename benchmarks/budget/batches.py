@@ -29,7 +29,7 @@ class HeldOutBatch:
     facts: tuple[Fact, ...]
 
 
-def _atlas_world() -> ModuleType:
+def atlas_world() -> ModuleType:
     """The generator of the embedded model's world, which lies beside the model."""
     path = resource_dir("atlas") / "world.py"
     spec = importlib.util.spec_from_file_location("atlas_world", path)
@@ -70,8 +70,8 @@ def _stream(kind: str, size: int) -> Iterator[Fact]:
 
 
 def _of_kind(kind: str, seed: int) -> Iterator[Fact]:
-    atlas = _atlas_world()
-    world = atlas.make_world(seed, {"person": 60, "company": 50, "city": 40, "product": 50}, _known_names(atlas))
+    atlas = atlas_world()
+    world = atlas.make_world(seed, {"person": 60, "company": 50, "city": 40, "product": 50}, known_names(atlas))
     facts = list(world.facts)
     random.Random(f"budget-{seed}").shuffle(facts)
     if kind == "numbers":
@@ -102,7 +102,8 @@ def _prose(facts: list[object]) -> Iterator[Fact]:
         yield Fact(f"What is known about {subject}?", text, subject, "portrait")
 
 
-def _known_names(atlas: ModuleType) -> frozenset[str]:
+def known_names(atlas: ModuleType) -> frozenset[str]:
+    """Names of the worlds that the embedded model, its calibration and its demo are made of."""
     worlds = [
         atlas.make_world(0),
         atlas.make_world(1),
