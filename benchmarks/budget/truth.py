@@ -18,12 +18,11 @@ from typing import Any
 from benchmarks.budget.batches import HeldOutBatch, held_out_batches
 
 from memupdate import Workspace
+from memupdate.operations.cells import HOPELESS
 from memupdate.operations.session import Session
 from memupdate.progress import no_progress
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
-HOPELESS = 0.9
-"""Share of facts stored by the first attempt under which no second one is made: a run that is this far away is called failed."""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ ENOUGH_SD = 0.12
 """Standard deviation of ln P* (root mean square over the expected sizes) at which no further cell is worth its time."""
 SUCCESS_STEPS = 0.5
 """Part of its steps that a memory takes which holds its facts: training ends when all are stored."""
-MORE_STEPS = 1.3
-"""The steps of a memory that does not, second attempts of some of them included."""
+MORE_STEPS = 1.8
+"""The steps of a memory that does not, second attempts of half of them included."""
 MARGIN = 1.25
 """A cell is begun if its expected time, this much longer, is left."""
 

@@ -82,11 +82,11 @@ def fit_density(scored: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Dens
 def token_classes(texts: Sequence[str]) -> list[str]:
     """The class of each target token of one fact, in order."""
     digit = NUMBER if sum(map(_digits, texts)) >= LONG_NUMBER else DIGIT
-    return [_class_of(text, digit, first=index == 0) for index, text in enumerate(texts)]
+    return [_class_of(text, digit, index == 0) for index, text in enumerate(texts)]
 
 
 @lru_cache(maxsize=1 << 16)  # a hundred thousand facts repeat the same few thousand tokens
-def _class_of(text: str, digit: str, *, first: bool) -> str:
+def _class_of(text: str, digit: str, first: bool) -> str:
     bare = text.strip()
     if not text:
         return END

@@ -33,8 +33,9 @@ FACTS, BARE, NUMBERS = "facts", "bare", "numbers"
 """Kinds: the facts with the phrasings that they have, the same under one phrasing, and seven random digits for the same subjects.
 They differ in what a token costs to write, and in the steps that a set gets."""
 SHIPPED_FACTS = "calibration-facts.jsonl"
-HOPELESS = 0.9
-"""Share of facts stored by the first attempt under which a cell gets no second one: it counts as not holding its facts."""
+HOPELESS = 0.6
+"""Share of facts stored by the first attempt under which a cell gets no second one: it counts as not holding its facts. Of cells that
+lacked more steps, not room, the first attempt has stored four facts in five."""
 CELLS_PER_PROCESS = 3
 """Fewer are not worth a process of their own, which takes seconds to start."""
 SCORED = 256

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 
 from memupdate.budget.plan import Limits, Plan, PlanRequest, plan_from_json
@@ -111,7 +111,7 @@ def make_plan(
     try:
         return plan_update(request)
     except OverBudget as error:
-        hint = _room_by_compacting(session, ledger, request, {fact.id for fact in live})
+        hint = _room_by_compacting(session, ledger, request, live)
         raise OverBudget(error.message, f"{error.hint}{hint}", error.details) from error
 
 
@@ -126,9 +126,12 @@ def measured_base_loss(session: Session, facts: Sequence[Fact]) -> BaseLoss:
     return BaseLoss(session.base_losses[key], 0.0)
 
 
-def _room_by_compacting(session: Session, ledger: Ledger, request: PlanRequest, live: Set[str]) -> str:
+def _room_by_compacting(session: Session, ledger: Ledger, request: PlanRequest, live: Sequence[Fact]) -> str:
     """What else to do about a batch that does not fit: compact, where that drops enough of what stands in for retracted facts."""
-    dropped = [i.stand_in for i in ledger.stand_ins(request.collection) if i.stand_in.id in live]
+    stand_ins = {item.stand_in.id: item.stand_in for item in ledger.stand_ins(request.collection)}
+    if not stand_ins:  # the usual case: the identities of all live facts are not worth working out
+        return ""
+    dropped = [stand_ins[fact.id] for fact in live if fact.id in stand_ins]
     tokens = session.count_target_tokens(dropped)
     if not dropped:
         return ""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ class Session:
 
     def count_targets(self, facts: Iterable[Fact]) -> Counter[str]:
         """Target tokens of `facts` by class (`law.density`), end tokens included; torch-free."""
-        return Counter(name for texts in self.target_token_texts(facts) for name in token_classes(texts))
+        return Counter(chain.from_iterable(map(token_classes, self.target_token_texts(facts))))
 
     def target_token_texts(self, facts: Iterable[Fact]) -> Iterator[tuple[str, ...]]:
         """The target tokens of each fact as texts, "" for the end token; torch-free."""
