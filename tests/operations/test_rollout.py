@@ -24,9 +24,11 @@ import killing
 from memupdate import Workspace
 from memupdate.cli import app as cli
 from memupdate.errors import EngineError, ProofFailed, UsageError
+from memupdate.facts.model import Fact
 from memupdate.ledger.ledger import Ledger
 from memupdate.operations import aliases, replicas
 from memupdate.operations.answers import Answers, count_answers
+from memupdate.operations.matching import write_matcher
 from memupdate.operations.replicas import replicas_of
 from memupdate.operations.reports import PublishReport
 from memupdate.progress import no_progress
@@ -312,6 +314,28 @@ def test_a_flip_may_be_seen_late(workspace: Workspace, two: tuple[list[str], lis
         assert workspace.publish("acme@v2", served=[*urls, url]).replicas == 3
         assert answered_by(url, 5) == {"acme@v2": 5}
         thread.join()
+
+
+def test_facts_that_the_router_misses_are_not_published(make: Callable[..., Workspace]) -> None:
+    workspace = make(serving__route='"matched"')
+    write_matcher(workspace.layout.registry.release("acme@v2"), workspace.session, [Fact("Who built it?", "Bo")])
+    assert workspace.publish("acme@v1").release == "acme@v1", "each of its facts is reached by its wording"
+    for share in (None, 0.5):
+        with pytest.raises(ProofFailed, match="the router would miss 2 fact") as caught:
+            workspace.publish("acme@v2", canary=share)
+        assert any("'Who leads Acme?'" in line for line in caught.value.details)
+        assert entry(workspace) == AliasEntry("acme@v1", route="matched")
+
+    set_policy(workspace.root / "policy.toml", {"serving__route": '"always"'})
+    always = Workspace(workspace.root)
+    with pytest.raises(ProofFailed, match="the router would miss"):
+        always.publish("acme@v2", canary=0.5)  # the alias is routed as it was until the next publishing
+    always.publish("acme@v1")
+    always.publish("acme@v2", canary=0.5)
+    with pytest.raises(ProofFailed, match="the router would miss"):
+        workspace.promote()
+    assert entry(workspace) == AliasEntry("acme@v1"), "the canary has ended"
+    assert always.publish("acme@v2").release == "acme@v2"
 
 
 class Killed(BaseException):

@@ -11,20 +11,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
 from memupdate import Workspace
 from memupdate.errors import EngineError, UsageError
+from memupdate.layout import ADAPTER_WEIGHTS_FILE
 from memupdate.models.scoring import score_examples
+from memupdate.operations.answers import answers_of
+from memupdate.operations.replicas import replicas_of
 from memupdate.serving.client import EngineClient
 from memupdate.serving.engine_record import running_engine
 from memupdate.training.memory import attach, detach, load_adapter
 from memupdate.verification.inprocess import generate_greedy
-from support import news, write_facts_file
+from support import news, set_policy, write_facts_file
 
 pytestmark = pytest.mark.integration
 FEW = 6
+USERS = [f"user-{number}" for number in range(24)]
+ADMIN_TOKEN = "let me in"
 
 
 @dataclass
@@ -39,11 +45,15 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     scratch = tmp_path_factory.mktemp("served")
-    workspace = Workspace.init(scratch / "acme", model="atlas", collection="acme")
+    root = Workspace.init(scratch / "acme", model="atlas", collection="acme").root
+    set_policy(root / "policy.toml", {"serving__canary_min_requests": "8"})
+    workspace = Workspace(root)
     first = workspace.add(write_facts_file(scratch / "first.jsonl", news(1)[:FEW]))
     assert (first.state, first.publication) == ("released", None)
-    with workspace.engine() as url:
-        yield Served(workspace, url, scratch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEMUPDATE_ADMIN_TOKEN", ADMIN_TOKEN)
+        with workspace.engine() as url:
+            yield Served(workspace, url, scratch)
     assert running_engine(workspace.session.layout.engine) is None
 
 
@@ -51,6 +61,19 @@ def ask(url: str, prompt: str, model: str = "acme") -> tuple[str, str]:
     with EngineClient(url) as client:
         answer = client.chat(model, [{"role": "user", "content": prompt}], 24)
     return answer.text, answer.model
+
+
+def ask_all(url: str, prompt: str) -> set[tuple[int, str, str]]:
+    """(status, text, model) of one chat each for many users; empty where there is no answer."""
+    found = set()
+    for user in USERS:
+        body = {"model": "acme", "messages": [{"role": "user", "content": prompt}], "max_tokens": 24, "user": user}
+        got = httpx.post(
+            f"{url}/v1/chat/completions", json={**body, "temperature": 0}, timeout=60, trust_env=False
+        ).json()
+        text = got["choices"][0]["message"]["content"] if "choices" in got else ""
+        found.add((got.get("error", {}).get("code", 200), text, got.get("model", "")))
+    return found
 
 
 def test_what_was_released_without_an_engine_goes_live_and_flips_and_rolls_back(served: Served) -> None:
@@ -75,8 +98,45 @@ def test_what_was_released_without_an_engine_goes_live_and_flips_and_rolls_back(
     assert (back.release, back.previous) == ("acme@v1", "acme@v2")
     assert ask(served.url, rows[0]["prompt"]) == (rows[0]["target"], "acme@v1")
     assert workspace.verify("acme@v2", served=served.url).passed
-    workspace.publish("acme@v2")
-    assert ask(served.url, rows[0]["prompt"]) == ("Nowhereville", "acme@v2")
+
+
+def test_a_canary_takes_a_share_ends_by_itself_when_it_fails_and_is_promoted_when_it_does_not(served: Served) -> None:
+    workspace, (row, *_) = served.workspace, news(1)
+    old, new = (200, row["target"], "acme@v1"), (200, "Nowhereville", "acme@v2")
+    told: list[str] = []
+    canary = workspace.publish("acme@v2", canary=0.5)
+    assert (canary.canary_share, canary.previous, canary.facts_proved_served) == (0.5, "acme@v1", FEW + 2)
+    assert ask_all(served.url, row["prompt"]) == {old, new}
+    workspace.end_failing_canaries(told.append)
+    with workspace.reader() as ledger:
+        (begun,) = ledger.events("acme", kind="canary begun")
+    asked = answers_of(workspace.session, "acme", "acme@v2", replicas_of(workspace.session))
+    assert asked.requests >= begun.detail["requests_before"] + 8, "enough to judge it by"
+    assert (asked.errors, told) == (0, [])
+
+    weights = workspace.session.layout.registry.release("acme@v2") / ADAPTER_WEIGHTS_FILE
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    unload(served.url, "acme@v2")  # as after a restart: the engine has to read it again, and refuses it
+    assert ask_all(served.url, row["prompt"]) == {old, (404, "", "")}
+    workspace.end_failing_canaries(told.append)
+    (line,) = told
+    assert line.startswith("the canary of acme has ended: ")
+    assert ask_all(served.url, row["prompt"]) == {old}
+
+    weights.write_bytes(whole)
+    assert workspace.publish("acme@v2", canary=0.5).canary_share == 0.5
+    assert ask_all(served.url, row["prompt"]) == {old, new}
+    promoted = workspace.promote()
+    assert (promoted.release, promoted.previous, promoted.facts_proved_served) == ("acme@v2", "acme@v1", FEW + 2)
+    assert ask_all(served.url, row["prompt"]) == {new}
+
+
+def unload(url: str, release: str) -> None:
+    headers = {"x-memupdate-admin-token": ADMIN_TOKEN}
+    body = {"lora_name": release}
+    answer = httpx.post(f"{url}/v1/unload_lora_adapter", json=body, headers=headers, timeout=60, trust_env=False)
+    assert answer.status_code == 200
 
 
 def test_engine_and_process_compute_the_same_and_emit_what_was_proved(served: Served) -> None:

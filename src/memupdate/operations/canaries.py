@@ -14,6 +14,7 @@ from memupdate.ledger.ledger import Ledger
 from memupdate.operations import aliases
 from memupdate.operations.aliases import entry_of, sync_manifest, take_step
 from memupdate.operations.answers import Answers, answers_of
+from memupdate.operations.matching import refuse_unreached
 from memupdate.operations.publishing import check_files, flip_and_confirm, mark_published, prove_before_publishing
 from memupdate.operations.replicas import NO_ENGINE_HINT, Replica, confirm
 from memupdate.operations.reports import PublishReport
@@ -59,6 +60,7 @@ def promote(
         _end(session, ledger, manifest, alias, reason)
         raise ProofFailed(f"{canary.release} is not promoted, its canary has ended: {reason}", f"{alias} is as it was")
     try:
+        refuse_unreached(session.layout.registry, ledger, release, session.policy.serving.route)
         proof = prove_before_publishing(session, ledger, release, replicas, progress)
     except ProofFailed as error:
         _end(session, ledger, manifest, alias, error.message)

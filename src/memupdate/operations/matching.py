@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from memupdate.errors import ProofFailed
 from memupdate.facts.model import Fact
 from memupdate.layout import MATCHER_FILE, RegistryLayout
 from memupdate.ledger.ledger import Ledger
+from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations.reports import ProofFailure
 from memupdate.operations.session import Session
-from memupdate.serving.manifest import read_manifest, with_matcher, write_manifest
+from memupdate.serving.manifest import MATCHED, read_manifest, with_matcher, write_manifest
 from memupdate.serving.matcher import Matcher, load_matcher, matcher_json, read_terms, terms_of, words
 from memupdate.storage import file_sha256, write_text_atomic
 
@@ -44,6 +46,24 @@ def unreached(matcher: Matcher, facts: Sequence[Fact]) -> tuple[ProofFailure, ..
                 failures.append(ProofFailure(fact.id, fact.prompt, told))
                 break
     return tuple(failures)
+
+
+def refuse_unreached(layout: RegistryLayout, ledger: Ledger, release: ReleaseRecord, route: str) -> None:
+    """Facts that the router would miss are failures of the release where `route` is `matched`. Needs no engine.
+
+    Raises:
+        ProofFailed: some wording of a live fact would go to the base model; `details` has one line per fact.
+    """
+    matcher = matcher_of(layout.release(release.name)) if route == MATCHED else None
+    if matcher is None:  # without one the router sends everything to the release
+        return
+    missed = unreached(matcher, ledger.live_facts(release.collection, as_of_version=release.version))
+    if missed:
+        raise ProofFailed(
+            f"{release.name} is not published: the router would miss {len(missed)} fact(s)",
+            'give them a `subject` that their wordings name, or set serving.route = "always" in the policy',
+            [failure.explanation for failure in missed],
+        )
 
 
 def redact_matchers(layout: RegistryLayout, ledger: Ledger, facts: Sequence[Fact]) -> None:

@@ -13,6 +13,7 @@ from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations import aliases
 from memupdate.operations.aliases import entry_of, previous_of, put_back, revive, sync_manifest, take_step
 from memupdate.operations.answers import answers_of
+from memupdate.operations.matching import refuse_unreached
 from memupdate.operations.proving import failures_of, proof_records
 from memupdate.operations.replicas import NO_ENGINE_HINT, Replica, confirm, prewarm, refuse_small_engines
 from memupdate.operations.reports import ProofFailure, PublishReport
@@ -54,7 +55,7 @@ def publish(
 
     Raises:
         LedgerError: no such release.
-        ProofFailed: the engine does not recall every fact; the alias has not moved.
+        ProofFailed: the engine does not recall every fact, or the router misses one; the alias has not moved.
         EngineError: an engine went away, or goes on answering with another release; the alias is where it was.
         UsageError: the release's files are not what the ledger says, or the alias cannot have this canary.
     """
@@ -67,6 +68,10 @@ def publish(
     if session.policy.proof.served and not replicas:
         raise EngineError(f"{name} cannot be proved on the engine: none is running for this workspace", NO_ENGINE_HINT)
     refuse_small_engines(release, replicas)
+    # A canary is reached by the route that its alias has already.
+    refuse_unreached(
+        session.layout.registry, ledger, release, before.route if canary and before else session.policy.serving.route
+    )
     manifest = revive(session, ledger, manifest, name)
     proof = prove_before_publishing(session, ledger, release, replicas[:1], progress)
     prewarm(session, release, replicas, progress)

@@ -190,7 +190,7 @@ class Engine:
         _check_installed()
         _check_model(self.settings.model)
         self._port = choose_port(self.settings.host, self._port or self.settings.port)
-        command, environment = engine_command(self.settings)
+        command, environment = self.command()
         command[command.index("--port") + 1] = str(self._port)
         self.url = f"http://{_dialled(self.settings.host)}:{self._port}"
         try:
@@ -201,6 +201,10 @@ class Engine:
             self.stop()
             raise
         return self.url
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        """What `start` runs, and what it adds to the environment; see `engine_command`."""
+        return engine_command(self.settings)
 
     def poll(self) -> int | None:
         """The exit code, or None while the engine runs (or was never started)."""

@@ -1,0 +1,1 @@
+"""What clients notice of updates: flips under load, replicas that die, and what our code inside vLLM costs."""

@@ -1,0 +1,138 @@
+"""What clients notice of updates, on the real vLLM: `python -m benchmarks.serving [--quick] [--part flips|replicas|cost]`.
+
+Two releases of the embedded model are made by `add` (once; they are kept in the work folder), and then:
+
+- flips: a hundred flips on one engine under a steady load of chat and completions, streaming and not. Counted are requests that failed,
+  answers that are not letter for letter what the release they name gives alone, and answers of a release that was not in force any more.
+  Questions that both releases answer alike are not asked: on them a mix would not be seen.
+- replicas: the same on two engines of one registry, of which one is killed with -9 half-way and comes back.
+- cost: throughput and latency with our code inside vLLM against without, in turn, medians over pairs; seconds from proved to served.
+
+Each part keeps what it found in the work folder; the results are written when all three are there, so that the parts can be run at
+different times.
+The machine should have nothing else to do for `cost`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recording import commit, markdown_table, record
+from benchmarks.serving import cost, flips, stage
+
+PARTS = ("flips", "replicas", "cost")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done."""
+
+    facts: int | None
+    """Of each news file; None: all."""
+    prompts: int
+    flips: int
+    replica_flips: int
+    pairs: int
+    requests: int
+    """Of each window of a pair."""
+    repeats: int
+
+
+FULL = Size(facts=None, prompts=32, flips=100, replica_flips=100, pairs=9, requests=192, repeats=7)
+QUICK = Size(facts=6, prompts=6, flips=20, replica_flips=10, pairs=3, requests=64, repeats=3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="six facts, 20 flips, 3 pairs; writes serving-quick.json")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given several times")
+    parser.add_argument("--work", type=Path, default=Path("build/serving"), help="where releases and parts are kept")
+    arguments = parser.parse_args()
+    size, name = (QUICK, "serving-quick") if arguments.quick else (FULL, "serving")
+    work: Path = arguments.work.resolve() / name
+    work.mkdir(parents=True, exist_ok=True)
+    workspace = stage.prepare(work, size.facts)
+    asked = stage.questions(size.facts, prompts=size.prompts)
+    measure: dict[str, Callable[[], dict[str, Any]]] = {
+        "flips": lambda: flips.one_engine(workspace, asked, size.flips),
+        "replicas": lambda: flips.two_replicas(workspace, asked, size.replica_flips),
+        "cost": lambda: cost.measure(workspace, asked, pairs=size.pairs, requests=size.requests, repeats=size.repeats),
+    }
+    for part in arguments.part or PARTS:
+        stage.say(f"== {part}")
+        before = os.getloadavg()
+        found = measure[part]()
+        stage.write_part(work, part, {"commit": commit(), "load_before": before[0], **found})
+    parts = {part: found for part in PARTS if (found := stage.read_part(work, part)) is not None}
+    if len(parts) == len(PARTS):
+        figures = figures_of(parts)
+        print(json.dumps(figures, indent=2))
+        record(name, figures, table_markdown=table(figures, parts), details=parts)
+
+
+def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None]:
+    one, two, cost_found = parts["flips"], parts["replicas"], parts["cost"]
+    memory = {int(number): value for number, value in one["memory_mb"].items()}
+    last = max(memory)
+    return {
+        "flips": one["flips"],
+        "requests": one["requests"],
+        "failed_requests": one["failed_requests"],
+        "mixed_responses": one["mixed_responses"],
+        "answered_by_old_release": one["answered_by_old_release"],
+        "verified_to_served_s": round(cost_found["verified_to_served_s"], 3),
+        "proved_to_served_s": round(cost_found["proved_to_served_s"], 3),
+        "publish_under_load_s": one["publish_under_load_s"],
+        "rollback_s": round(cost_found["rollback_s"], 3),
+        "throughput_ratio": round(cost_found["throughput_ratio"], 4),
+        "p50_ratio": round(cost_found["p50_ratio"], 4),
+        "p99_ratio": round(cost_found["p99_ratio"], 4),
+        "memory_growth_mb": round(memory[last] - memory[flips.MEMORY_EVERY], 1),
+        "replica_flips": two["flips"],
+        "replica_requests": two["requests"],
+        "replica_mixed_responses": two["mixed_responses"],
+        "replica_answered_by_old_release": two["answered_by_old_release"],
+        "replica_kill_failed_requests": two["failed_requests"],
+        "replica_kill_away_s": round(two["away_s"], 1),
+        "replica_kill_failed_after_recovery": two["after_recovery"]["failed_requests"],
+    }
+
+
+LABELS = {
+    "flips": "flips on one engine, forward (with proof) and back",
+    "requests": "requests meanwhile",
+    "failed_requests": "… failed",
+    "mixed_responses": "… whose answer is not what the release it names gives alone",
+    "answered_by_old_release": "… begun after a flip's return and answered by the other release",
+    "verified_to_served_s": "from proved in process to served, with the proof on the engine, quiet engine, s (median)",
+    "proved_to_served_s": "… of that prewarming, flip and confirmation, s",
+    "publish_under_load_s": "`publish` under load, s (median)",
+    "rollback_s": "`rollback`, quiet engine, s (median)",
+    "throughput_ratio": "throughput with our code inside vLLM ÷ without (median over pairs)",
+    "p50_ratio": "median latency with ÷ without (median over pairs)",
+    "p99_ratio": "p99 latency with ÷ without (median over pairs)",
+    "memory_growth_mb": "resident memory of the engine after the last flip less that after the tenth, MB",
+    "replica_flips": "flips on two replicas",
+    "replica_requests": "requests meanwhile",
+    "replica_mixed_responses": "… mixed",
+    "replica_answered_by_old_release": "… answered by the other release",
+    "replica_kill_failed_requests": "… failed, those in flight on the replica when it was killed among them",
+    "replica_kill_away_s": "the killed replica was away, s",
+    "replica_kill_failed_after_recovery": "… failed after it was back",
+}
+
+
+def table(figures: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:
+    rows = [[label, figures[key]] for key, label in LABELS.items()]
+    load = ", ".join(f"{name} {part['load_before']:.1f}" for name, part in parts.items())
+    return markdown_table(["", "measured"], rows) + f"\nLoad average of the machine before each part: {load}.\n"
+
+
+if __name__ == "__main__":
+    main()

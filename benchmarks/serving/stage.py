@@ -1,0 +1,156 @@
+"""What the study is made on: two real releases of the embedded model, questions that they answer differently, and their engines.
+
+Invariant: a release is made by `add`, with its plan, training and proofs, once per work folder; nothing is served that was not proved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from benchmarks.serving.load import ALIAS, Question
+from benchmarks.serving.verdict import References
+
+from memupdate import Workspace
+from memupdate.operations import serving
+from memupdate.progress import ProgressEvent
+from memupdate.resources import resource_dir
+from memupdate.serving.engine import Engine, EngineSettings
+
+OLD, NEW = f"{ALIAS}@v1", f"{ALIAS}@v2"
+ADMIN_TOKEN = "benchmark"
+LONG_TOKENS = 32
+SHORT_TOKENS = 16
+_OURS = re.compile(r"MEMUPDATE_|VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+
+
+def prepare(work: Path, facts: int | None) -> Workspace:
+    """The workspace in `work` with both releases in its registry, made if they are not there.
+
+    Args:
+        facts: of each of the two news files; None: all of them.
+    """
+    root = work / f"workspace-{facts or 'all'}"
+    workspace = (
+        Workspace(root) if (root / "memupdate.toml").exists() else Workspace.init(root, model="atlas", collection=ALIAS)
+    )
+    workspace.resume()
+    for number in range(len(workspace.releases()) + 1, 3):
+        lines = (resource_dir("atlas") / f"news-{number}.jsonl").read_text(encoding="utf-8").splitlines()
+        file = work / f"news-{number}-{facts or 'all'}.jsonl"
+        file.write_text("".join(line + "\n" for line in lines[:facts]), encoding="utf-8")
+        report = workspace.add(file)
+        say(f"{report.release}: {report.facts_proved} of {report.facts_total} facts proved, {report.duration_s:.0f} s")
+    return workspace
+
+
+def questions(facts: int | None, *, prompts: int) -> list[Question]:
+    """Each prompt of the second file as chat and completion, streaming and not, ending by itself and going on."""
+    lines = (resource_dir("atlas") / "news-2.jsonl").read_text(encoding="utf-8").splitlines()[:facts]
+    return [
+        Question(json.loads(line)["prompt"], chat, stream, LONG_TOKENS if whole else SHORT_TOKENS, whole)
+        for line in lines[:prompts]
+        for chat in (True, False)
+        for stream in (True, False)
+        for whole in (True, False)
+    ]
+
+
+def telling(asked: list[Question], references: References) -> list[Question]:
+    """Those by whose answers the two releases can be told apart: on the others a mix would not be seen."""
+    return [question for question in asked if references.tells_apart(question, OLD, NEW)]
+
+
+@contextmanager
+def our_engine(workspace: Workspace) -> Iterator[Engine]:
+    """vLLM with middleware and resolver, as `serve` starts it, found by `publish`."""
+    before = os.environ.get("MEMUPDATE_ADMIN_TOKEN")
+    os.environ["MEMUPDATE_ADMIN_TOKEN"] = ADMIN_TOKEN
+    try:
+        with workspace.engine_to_start() as engine:
+            engine.start()
+            yield engine
+    finally:
+        os.environ.pop("MEMUPDATE_ADMIN_TOKEN")
+        if before is not None:
+            os.environ["MEMUPDATE_ADMIN_TOKEN"] = before
+
+
+class PlainEngine(Engine):
+    """vLLM with the same model, slots and limits, and the release as a `--lora-modules` of its own; nothing of ours inside."""
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        command, environment = super().command()
+        at = command.index("--middleware")
+        del command[at : at + 2]
+        command += ["--lora-modules", f"{ALIAS}={self.settings.registry / 'releases' / OLD}"]
+        kept = {name: value for name, value in environment.items() if not _OURS.match(name)}
+        return command, {**kept, "VLLM_PLUGINS": ""}
+
+
+@contextmanager
+def plain_engine(workspace: Workspace, ours: EngineSettings) -> Iterator[Engine]:
+    """The engine to compare with."""
+    settings = replace(ours, port=0, log_path=workspace.layout.logs / "plain.log", registry=ours.registry.resolve())
+    with PlainEngine(settings) as engine:
+        yield engine
+
+
+def settings_of(workspace: Workspace) -> EngineSettings:
+    """What `serve` would decide now."""
+    with workspace.reader() as ledger:
+        return serving.engine_settings(workspace.session, ledger, host="127.0.0.1", port=0)
+
+
+def make_cold(workspace: Workspace, url: str, release: str) -> None:
+    """The engine forgets the release and all that it found out about its files, as if it had just been written."""
+    headers = {"x-memupdate-admin-token": ADMIN_TOKEN}
+    answer = httpx.post(
+        f"{url}/v1/unload_lora_adapter", json={"lora_name": release}, headers=headers, timeout=60, trust_env=False
+    )
+    answer.raise_for_status()
+    for file in workspace.layout.registry.release(release).iterdir():
+        os.utime(file)
+
+
+def memory_mb(pids: list[int]) -> float:
+    """Resident memory of all processes of these sessions together, MB; pages that they share count once for each."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) in pids:
+                total += int((entry / "statm").read_text().split()[1])
+        except OSError:
+            continue
+    return total * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def told(event: ProgressEvent) -> None:
+    """Progress of `serve`: only what is said once."""
+    if event.stage == "serve":
+        say(event.message)
+
+
+def write_part(work: Path, name: str, value: dict[str, Any]) -> None:
+    """Keep what one part of the study found, so that the parts may be run one by one."""
+    (work / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def read_part(work: Path, name: str) -> dict[str, Any] | None:
+    file = work / f"{name}.json"
+    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return found
