@@ -112,6 +112,26 @@ KINDS: dict[str, Kind] = {
             ),
         ),
     ),
+    "measures of release": Kind(
+        "SELECT release FROM measures UNION SELECT release FROM text_measures UNION SELECT release FROM token_probabilities",
+        (
+            (
+                "measures",
+                "SELECT id, engine, measure, part, fact, style, prompt, expected, answer, judged, min_probability, "
+                "measured_at_utc FROM measures WHERE release = :id ORDER BY id",
+            ),
+            (
+                "text_measures",
+                "SELECT id, corpus, tokens, perplexity_base, perplexity, kl_nats, measured_at_utc "
+                "FROM text_measures WHERE release = :id ORDER BY id",
+            ),
+            (
+                "token_probabilities",
+                "SELECT id, fact, position, token, probability, best_token, best_probability, measured_at_utc "
+                "FROM token_probabilities WHERE release = :id ORDER BY id",
+            ),
+        ),
+    ),
     "law point": Kind(
         "SELECT id FROM law_points",
         (
@@ -158,13 +178,17 @@ _NOTED: tuple[tuple[str, str, str, str], ...] = (
     ("releases", "INSERT", "release", "name"),
     ("proofs", "INSERT", "proofs of release", "release"),
     ("proofs", "UPDATE", "proofs of release", "release"),
+    ("measures", "UPDATE", "measures of release", "release"),
+    ("text_measures", "INSERT", "measures of release", "release"),
+    ("token_probabilities", "INSERT", "measures of release", "release"),
+    ("token_probabilities", "UPDATE", "measures of release", "release"),
     ("law_points", "INSERT", "law point", "id"),
     ("law_fits", "INSERT", "law fit", "seq"),
     ("events", "INSERT", "event", "id"),
     ("events", "UPDATE", "event", "id"),
 )
 """(table, what happens to it, kind of subject, column with the subject's id). Facts of a batch and lines of a source come by the
-million, always with their batch's row or through `note`, and have no trigger."""
+million, always with their batch's row or through `note`, and have no trigger; measures come by the thousand, through `note`."""
 
 
 def watch(connection: sqlite3.Connection) -> None:
@@ -192,7 +216,10 @@ def seal_changes(connection: sqlite3.Connection, at_utc: str) -> None:
 
 def seal_everything(connection: sqlite3.Connection, at_utc: str) -> None:
     """Append a link for every subject that there is: how a ledger that had no chain gets one."""
-    _append(connection, ((kind, subject_id) for kind in KINDS for subject_id in _ids(connection, kind)), at_utc)
+    # Run by a migration: tables that later steps make are not there yet, and hold nothing.
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+    kinds = [kind for kind, spec in KINDS.items() if tables.issuperset(table for table, _ in spec.parts)]
+    _append(connection, ((kind, subject_id) for kind in kinds for subject_id in _ids(connection, kind)), at_utc)
 
 
 def head(connection: sqlite3.Connection) -> tuple[int, str]:

@@ -27,6 +27,9 @@ TABLES = {
     "recorded_facts": "Facts that were told and are on record without being taught.",
     "links": "The chain of digests over all rows.",
     "purges": "Facts whose text was removed: who, when and why.",
+    "measures": "Questions asked of a release beyond its facts' own prompts, and how their answers were judged.",
+    "text_measures": "General text under a release and under the base model: perplexity and KL.",
+    "token_probabilities": "The tokens of a release's least sure facts, one by one.",
 }
 """What each table holds."""
 
@@ -36,6 +39,9 @@ VIEWS = {
     "`superseded`, `retracted`, `dropped` (by a compaction, of what stood in for a retracted fact), `purged` or `live`.",
     "live_facts": "What the newest release of each collection holds.",
     "batch_summary": "A batch with its release and the counts of its facts.",
+    "latest_measures": "What the newest run on each engine measured of each release.",
+    "measure_summary": "Recall, generality, locality and portability of each release by wording and neighbourhood: questions asked, and "
+    "answers that match exactly, normalised (case, spaces, closing punctuation), or contain what was expected.",
     "latest_proofs": "The newest proof of each fact in each release on each engine; `id` leads to the rest in `proofs`.",
     "fact_provenance": "From a fact to its release, file, line and policy.",
     "fact_lifetimes": "Each value of a key with when it was true (`valid_…`), when it was told, since which release it is "

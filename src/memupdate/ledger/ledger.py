@@ -15,11 +15,12 @@ from memupdate.ledger.facts import Facts
 from memupdate.ledger.figures import Figures
 from memupdate.ledger.law import Law
 from memupdate.ledger.maintenance import Maintenance
+from memupdate.ledger.measures import Measures
 from memupdate.ledger.purges import Purges
 from memupdate.ledger.releases import Releases
 
 
-class Ledger(Maintenance, Purges, Batches, Facts, Releases, Law, Events, Figures, Copies, Checking):
+class Ledger(Maintenance, Purges, Batches, Facts, Releases, Measures, Law, Events, Figures, Copies, Checking):
     """Open with `Ledger.open(path)` or `Ledger.create(path)`; close it, or use it as a context manager.
 
     Each method that changes something is one transaction; `with ledger.transaction():` makes several into one. One

@@ -675,3 +675,103 @@ def m014_waiting_for_its_time(db: Database) -> None:
                 WHERE same.key = f.key AND later.collection = t.collection AND later.created_at_utc > t.told_at_utc
             )""",
     )
+
+
+@_step
+def m015_measures(db: Database) -> None:
+    """What clients get beyond verbatim: every question that was asked of a release, general text, and tokens one by one."""
+
+    def kept(*columns: str) -> str:
+        return " AND ".join(f'NEW."{column}" IS OLD."{column}"' for column in columns)
+
+    _run(
+        db,
+        """CREATE TABLE measures (
+            id INTEGER PRIMARY KEY,
+            release TEXT NOT NULL REFERENCES releases (name),
+            engine TEXT NOT NULL CHECK (engine IN ('in-process', 'served')),
+            measure TEXT NOT NULL CHECK (measure IN ('recall', 'generality', 'locality', 'portability')),
+            part TEXT NOT NULL,              -- of the measure: which wording, which neighbourhood
+            fact TEXT REFERENCES facts (id), -- that it was asked for; NULL for the workspace's probes
+            style TEXT NOT NULL,             -- 'chat' or 'completion'
+            prompt TEXT NOT NULL,
+            expected TEXT NOT NULL,          -- the fact's answer; for locality the base model's own
+            answer TEXT,                     -- what came out, where that is not what was expected
+            judged TEXT NOT NULL CHECK (judged IN ('exact', 'normalised', 'contained', 'other')),
+            min_probability REAL,            -- of the expected answer's weakest token; NULL where it was only generated
+            measured_at_utc TEXT NOT NULL    -- the same for all that one run measured
+        )""",
+        "CREATE INDEX measures_by_run ON measures (release, engine, measured_at_utc)",
+        "CREATE INDEX measures_by_fact ON measures (fact) WHERE fact IS NOT NULL",
+        """CREATE TABLE text_measures (
+            id INTEGER PRIMARY KEY,
+            release TEXT NOT NULL REFERENCES releases (name),
+            corpus TEXT NOT NULL,            -- a file of the workspace, or 'held-out anchors'
+            tokens INTEGER NOT NULL,         -- that were predicted
+            perplexity_base REAL NOT NULL,
+            perplexity REAL NOT NULL,
+            kl_nats REAL NOT NULL,           -- mean KL(base, release) per token, over the whole vocabulary
+            measured_at_utc TEXT NOT NULL
+        )""",
+        "CREATE INDEX text_measures_by_release ON text_measures (release)",
+        """CREATE TABLE token_probabilities (
+            id INTEGER PRIMARY KEY,
+            release TEXT NOT NULL REFERENCES releases (name),
+            fact TEXT NOT NULL REFERENCES facts (id),  -- one of the release's least sure ones, under its own prompt
+            position INTEGER NOT NULL,       -- in the target, from 0
+            token TEXT,                      -- NULL: purged
+            probability REAL NOT NULL,
+            best_token TEXT,                 -- the likeliest there
+            best_probability REAL NOT NULL,
+            measured_at_utc TEXT NOT NULL
+        )""",
+        "CREATE INDEX token_probabilities_by_fact ON token_probabilities (release, fact)",
+        """CREATE VIEW latest_measures AS
+            SELECT m.* FROM measures m JOIN (
+                SELECT release, engine, MAX(measured_at_utc) AS at_utc FROM measures GROUP BY release, engine
+            ) newest ON newest.release = m.release AND newest.engine = m.engine AND newest.at_utc = m.measured_at_utc""",
+        """CREATE VIEW measure_summary AS
+            SELECT release, engine, 'recall' AS measure, 'own prompt' AS part, COUNT(*) AS asked,
+                SUM(proved) AS exact, SUM(proved) AS normalised, SUM(proved) AS contained,
+                MIN(min_probability) AS min_probability
+            FROM latest_proofs GROUP BY release, engine
+            UNION ALL
+            SELECT release, engine, measure, part, COUNT(*), SUM(judged = 'exact'),
+                SUM(judged IN ('exact', 'normalised')), SUM(judged <> 'other'), MIN(min_probability)
+            FROM latest_measures GROUP BY release, engine, measure, part""",
+    )
+    for table in ("measures", "text_measures", "token_probabilities"):
+        _run(
+            db,
+            f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} "
+            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END",
+        )
+    # A purge takes texts out, and does nothing else.
+    purged = "EXISTS (SELECT 1 FROM purges) AND "
+    allowed = {
+        "measures": purged
+        + """NEW.prompt IN (OLD.prompt, '[purged]') AND NEW.expected IN (OLD.expected, '[purged]')
+            AND (NEW.answer IS NULL OR NEW.answer IS OLD.answer) AND """
+        + kept(
+            "id",
+            "release",
+            "engine",
+            "measure",
+            "part",
+            "fact",
+            "style",
+            "judged",
+            "min_probability",
+            "measured_at_utc",
+        ),
+        "text_measures": "0",
+        "token_probabilities": purged
+        + "(NEW.token IS NULL OR NEW.token IS OLD.token) AND (NEW.best_token IS NULL OR NEW.best_token IS OLD.best_token) AND "
+        + kept("id", "release", "fact", "position", "probability", "best_probability", "measured_at_utc"),
+    }
+    for table, condition in allowed.items():
+        _run(
+            db,
+            f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} WHEN NOT ({condition}) "
+            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END",
+        )

@@ -139,6 +139,28 @@ class Purges(Questions, Events):
             "AND fact IN (SELECT fact FROM batch_facts WHERE supersedes = :fact)",
             {"target": storable(fact.target), "fact": fact.id},
         )
+        self._blank_measures(fact)
+
+    def _blank_measures(self, fact: Fact) -> None:
+        """Take a fact's texts out of what was asked of releases: its own questions, those about its subject, and answers that
+        may be its own or, under what replaced it, a piece of it."""
+        known = {"fact": fact.id, "target": storable(fact.target), "subject": storable(fact.subject)}
+        later = "fact IN (SELECT fact FROM batch_facts WHERE supersedes = :fact)"
+        mentions = " OR ".join(
+            f"INSTR({column}, {text}) > 0" for column in ("prompt", "expected") for text in (":target", ":subject")
+        )
+        self._execute(
+            f"UPDATE measures SET prompt = '{PURGED_TEXT}', expected = '{PURGED_TEXT}', answer = NULL "
+            f"WHERE fact = :fact OR {mentions}",
+            known,
+        )
+        self._execute(
+            f"UPDATE measures SET answer = NULL WHERE answer IS NOT NULL AND ({later} OR INSTR(answer, :target) > 0 "
+            "OR INSTR(answer, :subject) > 0)",
+            known,
+        )
+        self._execute("UPDATE token_probabilities SET token = NULL, best_token = NULL WHERE fact = :fact", known)
+        self._execute(f"UPDATE token_probabilities SET best_token = NULL WHERE best_token <> token AND {later}", known)
 
     def _redact_notes(self, texts: Sequence[str]) -> None:
         """Take the texts out of reasons: what people and error messages wrote may repeat them."""
