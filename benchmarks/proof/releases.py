@@ -1,0 +1,255 @@
+"""Part one: facts in releases through the real `add`, then what a client gets of each release from vLLM.
+
+Two lines: `world`, a hundred facts a release with two paraphrases of each trained, and `bare`, the first facts of `world` again without
+any. Invariant: what is measured is written down by release when it is known, so an interrupted study goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.proof.asking import ask_all
+from benchmarks.proof.worlds import WORLD_SEED, batches, world_facts, write_facts
+
+from memupdate import Workspace
+from memupdate.facts.model import Fact
+from memupdate.facts.render import Example
+from memupdate.layout import RELEASE_FILE
+from memupdate.ledger.records import ReleaseRecord
+from memupdate.operations.session import Session
+from memupdate.progress import no_progress
+from memupdate.serving.client import EngineClient
+from memupdate.storage import write_text_atomic
+from memupdate.verification.served import prove_served
+
+WORLD, BARE = "world", "bare"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is stored."""
+
+    batch: int
+    releases: int
+    bare_releases: int
+    calibration_minutes: float
+
+
+FULL = Sizes(batch=100, releases=20, bare_releases=2, calibration_minutes=6.0)
+QUICK = Sizes(batch=20, releases=2, bare_releases=1, calibration_minutes=1.0)
+Say = Callable[[str], None]
+
+
+class Rows:
+    """One JSON document a key in a folder: what is there is not measured again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The document `key`, measured where it is not there yet."""
+        file = self.folder / f"{key}.json"
+        if not file.is_file():
+            write_text_atomic(file, json.dumps(measure(), indent=1, ensure_ascii=False))
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+
+def open_workspace(work: Path, sizes: Sizes, say: Say) -> Workspace:
+    """The study's workspace, calibrated; what a crash left in it is finished first."""
+    root = work / "workspace"
+    policy = Path(__file__).with_name("policy.toml")
+    if not (root / "memupdate.toml").is_file():
+        Workspace.init(root, model="atlas", policy=str(policy), collection=WORLD)
+    workspace = Workspace(root)
+    workspace.resume()
+    if workspace.status().fit_id is None:
+        say(f"calibrating for {sizes.calibration_minutes:g} minutes")
+        workspace.calibrate(minutes=sizes.calibration_minutes, expected=(sizes.batch, sizes.batch * sizes.releases))
+    return workspace
+
+
+def add_lines(workspace: Workspace, rows: Rows, sizes: Sizes, say: Say) -> None:
+    """Store both lines, nothing served yet. Raises ProofFailed or OverBudget where a batch cannot be stored."""
+    facts = world_facts(sizes.batch * sizes.releases, seed=WORLD_SEED)
+    for collection, count in ((WORLD, sizes.releases), (BARE, sizes.bare_releases)):
+        for number, batch in enumerate(list(batches(facts, sizes.batch))[:count], start=1):
+            path = rows.folder / f"{collection}-{number}.jsonl"
+            write_facts(path, batch, augmented=collection == WORLD)
+            add_release(workspace, rows, path, collection, f"{collection}@v{number}", say)
+
+
+def add_release(workspace: Workspace, rows: Rows, path: Path, collection: str, release: str, say: Say) -> None:
+    """`add` one file, once; its report is a row."""
+
+    def add() -> dict[str, Any]:
+        started, cpu = time.monotonic(), time.process_time()
+        report = workspace.add(path, collection=collection, publish=False)
+        row = {"release": release, "state": report.state, "add_s": time.monotonic() - started, "add_cpu_s": time.process_time() - cpu,
+               "attempts": report.attempts, "epochs": report.epochs, "planned_rank": report.plan.rank if report.plan else None}  # fmt: skip
+        say(f"{release}: rank {report.rank}, {report.facts_proved}/{report.facts_total} proved, probes {report.probes_unchanged_share}, "
+            f"KL {report.kl_nats}, {row['add_s']:.0f} s")  # fmt: skip
+        return row
+
+    rows.get(f"add-{release}", add)
+
+
+def facts_of(workspace: Workspace, record: ReleaseRecord) -> tuple[list[Fact], set[str]]:
+    """The live facts of a release, and the ids of those that it brought."""
+    with workspace.reader() as ledger:
+        live = ledger.live_facts(record.collection, as_of_version=record.version)
+        before = ledger.live_facts(record.collection, as_of_version=record.version - 1) if record.version > 1 else []
+    return live, {fact.id for fact in live} - {fact.id for fact in before}
+
+
+def held_out(session: Session, facts: Sequence[Fact], phrasings: dict[str, tuple[str, ...]]) -> list[Example]:
+    """Each fact under the phrasings that no release of the study trains."""
+    return [session.renderer.render(fact, prompt) for fact in facts for prompt in phrasings[fact.key]]
+
+
+def held_out_phrasings(session: Session, facts: Sequence[Fact]) -> dict[str, tuple[str, ...]]:
+    """By fact's key: the paraphrases that the policy leaves out."""
+    return {fact.key: fact.paraphrases[session.trained_paraphrases(fact) :] for fact in facts}
+
+
+def measure_in_process(
+    workspace: Workspace, record: ReleaseRecord, phrasings: dict[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    """What one release answers in this process: its facts under other phrasings, and general text."""
+    from memupdate.models.scoring import score_examples
+    from memupdate.training.memory import attach, detach, load_adapter
+
+    session = workspace.session
+    facts, _ = facts_of(workspace, record)
+    asked = held_out(session, facts, phrasings)
+    base_text = text_loss_nats(session, session.base.model)
+    model = attach(session.base.model, load_adapter(session.layout.registry.release(record.name)))
+    try:
+        scores = score_examples(model, asked, session.base.device)
+        text = text_loss_nats(session, model)
+    finally:
+        session.base.model = detach(model)
+    papers = json.loads((session.layout.registry.release(record.name) / RELEASE_FILE).read_text(encoding="utf-8"))
+    right = sum(score.greedy_ids == example.target_ids for score, example in zip(scores, asked, strict=True))
+    return {
+        "release": record.name, "rank": record.rank, "facts": len(facts), "proved": sum(f["proved"] for f in papers["facts"]),
+        "smallest_probability": min(f["min_probability"] for f in papers["facts"]), "held_out": len(asked), "held_out_right": right,
+        "locality": papers["probes_unchanged_share"], "kl_nats": papers["kl_nats"], "perplexity_ratio": math.exp(text - base_text),
+    }  # fmt: skip
+
+
+def text_loss_nats(session: Session, model: Any) -> float:
+    """Mean loss on the held-out text of the guard, nats per token: text that no training has seen."""
+    import torch
+
+    from memupdate.training.anchors import model_logits
+
+    holdout = session.guard(no_progress).holdout
+    assert holdout is not None
+    with torch.inference_mode():
+        logits = model_logits(model, holdout.ids)
+        return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), holdout.ids[:, 1:].flatten()))
+
+
+def measure_served(
+    workspace: Workspace, record: ReleaseRecord, url: str, phrasings: dict[str, tuple[str, ...]], *, whole: bool
+) -> dict[str, Any]:
+    """Prove and then generate on the engine: the facts that the release brought, or, `whole`, all that it holds."""
+    session = workspace.session
+    live, own = facts_of(workspace, record)
+    facts = [fact for fact in live if whole or fact.id in own]
+    examples = session.renderer.render_all(facts)
+    started = time.monotonic()
+    with EngineClient(url) as client:
+        proofs = prove_served(client, record.name, examples, min_probability=session.policy.proof.min_probability)
+    proved_s, started = time.monotonic() - started, time.monotonic()
+    kwargs = session.policy.facts.chat_template_kwargs
+    answers = ask_all(url, record.name, examples, kwargs)
+    generated_s = time.monotonic() - started
+    others = ask_all(url, record.name, held_out(session, facts, phrasings), kwargs)
+    with workspace.reader() as ledger:
+        in_process = {p.fact for p in ledger.proofs(record.name, "in-process") if p.proved}
+    good = [proof.proved or proof.fact_id in in_process for proof in proofs]
+    missed = [
+        {"prompt": a.example.prompt, "target": a.example.answer, "said": a.text}
+        for a, proved in zip(answers, good, strict=True)
+        if proved and not a.matches
+    ]
+    return {
+        "release": record.name, "asked": len(facts), "proved_in_process": sum(f.id in in_process for f in facts),
+        "proved_served": sum(p.proved for p in proofs), "generated": sum(a.matches for a in answers), "proved_not_generated": len(missed),
+        "missed": missed, "named_right": sum(a.model == record.name for a in answers), "held_out": len(others),
+        "held_out_generated": sum(a.matches for a in others), "prove_s": proved_s, "generate_s": generated_s,
+        "smallest_probability": min(p.min_probability for p in proofs),
+    }  # fmt: skip
+
+
+def figures_of(workspace: Workspace, rows: Rows, sizes: Sizes, say: Say) -> dict[str, Any]:
+    """Everything of part one, measured where it is not yet: figures, and one row per release."""
+    add_lines(workspace, rows, sizes, say)
+    with workspace.reader() as ledger:
+        records = [r for c in (WORLD, BARE) for r in ledger.releases(c)]
+    live, _ = facts_of(workspace, next(r for r in reversed(records) if r.collection == WORLD))
+    phrasings = held_out_phrasings(workspace.session, live)
+    inside = {
+        r.name: rows.get(f"inside-{r.name}", lambda r=r: measure_in_process(workspace, r, phrasings)) for r in records
+    }
+    served = serve_lines(workspace, rows, records, phrasings, say)
+    return summary(inside, served, sizes)
+
+
+def serve_lines(
+    workspace: Workspace, rows: Rows, records: Sequence[ReleaseRecord], phrasings: dict[str, tuple[str, ...]], say: Say
+) -> dict[str, Any]:
+    """Every release on a real vLLM: what it brought, and all that the last one of each line holds."""
+    last = {record.collection: record.name for record in records}
+
+    def measured(url: str) -> dict[str, Any]:
+        found = {}
+        for record in records:
+            whole = last[record.collection] == record.name
+            found[record.name] = rows.get(
+                f"served-{record.name}", lambda r=record, w=whole: measure_served(workspace, r, url, phrasings, whole=w)
+            )
+            say(f"{record.name} on vLLM: {found[record.name]['generated']} of {found[record.name]['asked']} generated")
+        return found
+
+    if all((rows.folder / f"served-{record.name}.json").is_file() for record in records):
+        return measured("")
+    with workspace.engine() as url:
+        return measured(url)
+
+
+def summary(inside: dict[str, Any], served: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Figures of part one, and the rows behind them."""
+    world = [row for name, row in inside.items() if name.startswith(f"{WORLD}@")]
+    bare = [row for name, row in inside.items() if name.startswith(f"{BARE}@")]
+    twin = inside[f"{WORLD}@v{sizes.bare_releases}"]
+    figures = {
+        "facts": world[-1]["facts"],
+        "releases": len(world),
+        "asked": sum(row["asked"] for row in served.values()),
+        "proved_not_generated": sum(row["proved_not_generated"] for row in served.values()),
+        "proved_share": round(world[-1]["proved"] / world[-1]["facts"], 5),
+        "generality": _share(world[-1], "held_out_right", "held_out"),
+        "generality_served": _share(served[world[-1]["release"]], "held_out_generated", "held_out"),
+        "generality_without_augmentation": _share(bare[-1], "held_out_right", "held_out"),
+        "generality_of_the_same_facts": _share(twin, "held_out_right", "held_out"),
+        "facts_without_augmentation": bare[-1]["facts"],
+        "locality": round(min(row["locality"] for row in world), 4),
+        "perplexity_ratio": round(max(row["perplexity_ratio"] for row in world), 4),
+        "rank": world[-1]["rank"],
+        "smallest_probability": round(min(row["smallest_probability"] for row in served.values()), 4),
+    }
+    return {"figures": figures, "inside": list(inside.values()), "served": list(served.values())}
+
+
+def _share(row: dict[str, Any], part: str, whole: str) -> float:
+    return round(row[part] / row[whole], 4)

@@ -1,0 +1,131 @@
+"""Part three: what a proof costs. Ten thousand questions proved in one pass and generated, in this process and on vLLM, in one run.
+
+Nothing is stored: what is proved is whatever the untouched base model answers, which it has generated before. Both sides get the
+same questions as token ids in batches of the same size, and an answer ends at its own end token. Invariant: a proof counts where it
+proves what was generated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from benchmarks.proof.releases import Rows, Say
+from benchmarks.proof.worlds import SPEED_SEED, batches, world_facts
+
+from memupdate import Workspace
+from memupdate.facts.render import Example
+from memupdate.operations.serving import base_name
+from memupdate.operations.session import Session
+from memupdate.progress import no_progress
+from memupdate.serving.client import EngineClient
+from memupdate.verification.inprocess import generate_greedy, prove_recall
+from memupdate.verification.served import prove_served
+
+FACTS, QUICK_FACTS = 10_000, 400
+ANSWER_TOKENS = 24
+"""Longest answer that is waited for; the embedded model's are of two to eight tokens."""
+WARM_UP = 128
+REQUEST_PROMPTS, REQUESTS_AT_ONCE = 16, 4
+"""As the client's scoring does it: 64 questions are with the engine at any time."""
+
+
+def figures_of(workspace: Workspace, rows: Rows, *, quick: bool, say: Say) -> dict[str, Any]:
+    """Both engines, each measured once."""
+    return rows.get("speed", lambda: _measure(workspace, QUICK_FACTS if quick else FACTS, say))
+
+
+def _measure(workspace: Workspace, count: int, say: Say) -> dict[str, Any]:
+    session = workspace.session
+    questions = session.renderer.render_all(world_facts(count, seed=SPEED_SEED))
+    answers, here = in_process(session, questions)
+    say(f"in process: {here}")
+    examples = [replace(q, target_ids=tuple(a)) for q, a in zip(questions, answers, strict=True)]
+    with workspace.engine() as url:
+        there = on_vllm(session, url, examples)
+    say(f"on vLLM: {there}")
+    tokens = sum(len(answer) for answer in answers)
+    return {"facts": count, "prompt_tokens": sum(len(q.prompt_ids) for q in questions), "answer_tokens": tokens,
+            "in_process": here, "vllm": there}  # fmt: skip
+
+
+def in_process(session: Session, questions: Sequence[Example]) -> tuple[list[list[int]], dict[str, float]]:
+    base = session.base
+
+    def generate(chosen: Sequence[Example]) -> list[list[int]]:
+        return generate_greedy(base, base.model, [q.prompt_ids for q in chosen], ANSWER_TOKENS, no_progress)
+
+    def prove(chosen: Sequence[Example]) -> int:
+        proofs, _ = prove_recall(base, base.model, chosen, min_probability=0.0)
+        return sum(p.proved for p in proofs)
+
+    warm = generate(questions[:WARM_UP])
+    prove([replace(q, target_ids=tuple(a)) for q, a in zip(questions[:WARM_UP], warm, strict=True)])
+    answers, generate_s = timed(lambda: generate(questions))
+    proved, prove_s = timed(
+        lambda: prove([replace(q, target_ids=tuple(a)) for q, a in zip(questions, answers, strict=True)])
+    )
+    return answers, _row(len(questions), proved, generate_s, prove_s)
+
+
+def on_vllm(session: Session, url: str, examples: Sequence[Example]) -> dict[str, float]:
+    name = base_name(session)
+    with EngineClient(url) as client, httpx.Client(base_url=url, timeout=300, trust_env=False) as http:
+
+        def generate(chosen: Sequence[Example]) -> list[str]:
+            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+                groups = pool.map(lambda part: _complete(http, name, part), batches(chosen, REQUEST_PROMPTS))
+                return [text for group in groups for text in group]
+
+        def prove(chosen: Sequence[Example]) -> int:
+            return sum(p.proved for p in prove_served(client, name, chosen, min_probability=0.0))
+
+        generate(examples[:WARM_UP])
+        prove(examples[:WARM_UP])
+        texts, generate_s = timed(lambda: generate(examples))
+        proved, prove_s = timed(lambda: prove(examples))
+    own = session.tokenizer.batch_decode([list(e.target_ids) for e in examples], skip_special_tokens=True)
+    same = sum(a == b for a, b in zip(texts, own, strict=True))
+    return {**_row(len(examples), proved, generate_s, prove_s), "generated_as_in_process": same}
+
+
+def _complete(http: httpx.Client, model: str, part: Sequence[Example]) -> list[str]:
+    body = {"model": model, "prompt": [list(e.prompt_ids) for e in part], "max_tokens": ANSWER_TOKENS, "temperature": 0}
+    answer = http.post("/v1/completions", json=body)
+    answer.raise_for_status()
+    return [choice["text"] for choice in sorted(answer.json()["choices"], key=lambda choice: int(choice["index"]))]
+
+
+def timed(step: Callable[[], Any]) -> tuple[Any, float]:
+    """What `step` returned, and its seconds."""
+    started = time.monotonic()
+    return step(), time.monotonic() - started
+
+
+def _row(count: int, proved: int, generate_s: float, prove_s: float) -> dict[str, float]:
+    return {
+        "facts": count,
+        "proved": proved,
+        "generate_s": round(generate_s, 2),
+        "prove_s": round(prove_s, 2),
+        "speedup": round(generate_s / prove_s, 2),
+    }
+
+
+def figures(row: dict[str, Any]) -> dict[str, float | int]:
+    """What the results file names; `proof_speedup` is the smaller of the two."""
+    here, there = row["in_process"], row["vllm"]
+    return {
+        "proof_facts": row["facts"],
+        "proof_speedup": min(here["speedup"], there["speedup"]),
+        "proof_speedup_in_process": here["speedup"],
+        "proof_speedup_vllm": there["speedup"],
+        "prove_in_process_s": here["prove_s"],
+        "generate_in_process_s": here["generate_s"],
+        "prove_vllm_s": there["prove_s"],
+        "generate_vllm_s": there["generate_s"],
+    }
