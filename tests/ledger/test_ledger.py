@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memupdate.errors import LedgerError, UsageError
+from memupdate.facts.contradictions import wordings
 from memupdate.facts.model import Fact, Probe
 from memupdate.law.points import LawPoint
 from memupdate.ledger import Ledger
 from memupdate.ledger.content import fact_json, parse_fact
 from memupdate.ledger.records import ProofRecord, SliceRecord
-from memupdate.ledger.rules import now_instant, outside_its_time, wordings
+from memupdate.ledger.rules import now_instant, outside_its_time
 
 A = Fact("Who leads Acme?", "Wanda Kettleman")
 A2 = Fact("Who leads Acme?", "Otto Brandt")

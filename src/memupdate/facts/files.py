@@ -1,10 +1,12 @@
-"""What reading a facts file yields: the facts with their lines, and what was wrong. Plain data; nothing here reads."""
+"""What reading a facts file yields: the facts with their lines, what was wrong, and how a file is refused. Nothing here reads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from memupdate.errors import FactsError
 from memupdate.facts.model import Fact
 
 MAX_DETAILS = 50
@@ -14,8 +16,7 @@ Unit = Literal["line", "element", "row"]
 """What a record is found by: a line of text, an element of a JSON array, a row of Parquet."""
 
 
-@dataclass(frozen=True)
-class LocatedFact:
+class LocatedFact(NamedTuple):
     """A fact and where it stands in its file."""
 
     fact: Fact
@@ -58,3 +59,26 @@ class FactsFile:
     """What the lines of its facts count."""
     duplicates: int = 0
     """Lines that say what an earlier line said; taken once."""
+
+
+def no_facts(path: str) -> FactsError:
+    """The refusal of a file without a fact."""
+    return FactsError(f"{path}: no facts in the file", "give a file with one JSON object a line")
+
+
+def problems_found(path: str, shown: Sequence[Problem], *, problems: int, lines: int) -> FactsError:
+    """The refusal of a file with problems.
+
+    Args:
+        shown: those to be listed, at least one.
+        problems: how many there are in all.
+        lines: how many lines have one.
+    """
+    details = [problem.describe(path) for problem in shown]
+    if problems > len(shown):
+        details.append(f"and {problems - len(shown)} more")
+    unit = shown[0].unit
+    count = f"1 {unit} with problems" if lines == 1 else f"{lines} {unit}s with problems"
+    return FactsError(
+        f"{path}: {count}; nothing was taken", "correct them, or take the rest with --skip-invalid", details
+    )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from memupdate.facts.model import Fact, normalise
+from memupdate.facts.contradictions import wordings
+from memupdate.facts.model import Fact
 from memupdate.ledger.records import RecordedReason, Told
 
 
@@ -40,23 +41,7 @@ def outside_its_time(fact: Fact, now: str) -> RecordedReason | None:
 def teaches_nothing_new(new: Fact, old: Fact) -> bool:
     """Whether whoever knows `old` answers all that `new` asks, to the letter: no wording and no rendering is new."""
     same_answer = (new.target, new.rendering, new.separator) == (old.target, old.rendering, old.separator)
-    return same_answer and new.context == old.context and wordings(new) <= wordings(old)
-
-
-def says_the_same(old: Fact, new: Fact) -> bool:
-    """Whether two facts of one file teach the same, but for case, spacing and closing punctuation of the prompt."""
-    return (
-        (old.target, old.rendering, old.separator, old.context)
-        == (new.target, new.rendering, new.separator, new.context)
-        and (old.paraphrases, old.valid_from, old.valid_to) == (new.paraphrases, new.valid_from, new.valid_to)
-        and normalise(old.prompt) == normalise(new.prompt)
-        and (old.subject, old.relation) == (new.subject, new.relation)
-    )
-
-
-def wordings(fact: Fact) -> frozenset[str]:
-    """Its questions, normalised: prompt and paraphrases."""
-    return frozenset(fact.wording_key(wording) for wording in (fact.prompt, *fact.paraphrases))
+    return same_answer and new.context == old.context and set(wordings(new)) <= set(wordings(old))
 
 
 def _is_older(new: Fact, live: Fact) -> bool:

@@ -7,14 +7,13 @@ What the comparisons mean is in `memupdate.ledger.rules`; what is stored in the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol
 
-from memupdate.errors import FactsError
-from memupdate.facts.files import MAX_DETAILS, FactsFile, LocatedFact, Problem, Unit
+from memupdate.facts.contradictions import Contradictions, wordings
+from memupdate.facts.files import MAX_DETAILS, FactsFile, LocatedFact, Problem, Unit, no_facts, problems_found
 from memupdate.facts.model import Fact
 from memupdate.ledger import rules
 from memupdate.ledger.content import fact_json, parse_fact, storable
@@ -215,7 +214,7 @@ class Staging(Facts):
         )
         distinct = "seq NOT IN (SELECT seq FROM repeated)"
         sharing = _SHARING.format(skip=f"WHERE {distinct}", and_skip=f"AND {distinct}")
-        found = _Contradictions(unit)
+        found = Contradictions(unit)
         for row in self._rows(f"SELECT seq, line, content_json FROM staged WHERE seq IN ({sharing}) ORDER BY seq"):
             found.add(row["seq"], row["line"], parse_fact(row["content_json"]))
         self._many("INSERT INTO repeated VALUES (?, ?)", found.repeats)
@@ -224,14 +223,14 @@ class Staging(Facts):
         self._execute(
             "UPDATE staged SET told = 'duplicate', repeats = r.first FROM repeated r WHERE r.seq = staged.seq"
         )
-        self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", found.refused)
+        self._note_problems(found.refused)
         self._execute(
             "INSERT INTO problems SELECT r.seq, s.line, p.field, p.reason FROM problems p "
             "JOIN repeated r ON r.first = p.seq JOIN staged s ON s.seq = r.seq"
         )
-        self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", found.contradicted)
+        self._note_problems(found.contradicted)
         problems = [*found.refused, *found.contradicted]
-        self._many("UPDATE staged SET told = 'problem' WHERE seq = ?", [(seq,) for seq, *_ in problems])
+        self._many("UPDATE staged SET told = 'problem' WHERE seq = ?", [(seq,) for seq, _ in problems])
         self._refuse_purged()
         self._execute(
             "UPDATE staged SET told = 'problem' WHERE seq IN (SELECT r.seq FROM repeated r JOIN staged kept "
@@ -252,9 +251,11 @@ class Staging(Facts):
         counts = staged.counts
         taken = counts.taught + counts.unchanged + counts.recorded
         if counts.problems and not (skip_invalid and taken):
-            raise _refusal(staged)
+            shown, found = staged.problems(limit=MAX_DETAILS), self._row("SELECT COUNT(*) AS n FROM problems")
+            total = len(shown) if found is None else int(found["n"])
+            raise problems_found(staged.path, shown, problems=total, lines=counts.problems)
         if not taken:
-            raise FactsError(f"{staged.path}: no facts in the file", "give a file with one JSON object a line")
+            raise no_facts(staged.path)
 
     def _collection_state(self, collection: str) -> tuple[Any, ...]:
         """Equal where the same facts are live."""
@@ -355,56 +356,13 @@ class Staging(Facts):
                 (new if row["told"] == "new" else unchanged).append(fact)
         return FactsDiff(tuple(new), tuple(superseding), tuple(unchanged))
 
+    def _note_problems(self, problems: Iterable[tuple[int, Problem]]) -> None:
+        rows = [(seq, problem.line, problem.field, problem.reason) for seq, problem in problems]
+        self._many("INSERT INTO problems VALUES (?, ?, ?, ?)", rows)
+
     def _many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         with plain_errors(self.path):
             self._connection.executemany(sql, rows)
-
-
-class _Contradictions:
-    """Facts of one file that share a question, in the order of the file: which repeat an earlier one, which contradict it."""
-
-    def __init__(self, unit: Unit) -> None:
-        self._unit = unit
-        self.repeats: list[tuple[int, int]] = []
-        """(seq, seq of the earlier one)."""
-        self.refused: list[tuple[int, int, str, str]] = []
-        """(seq, line, field, reason) of those that do not fit what an earlier line says."""
-        self.contradicted: list[tuple[int, int, str, str]] = []
-        """The same of the earlier lines, each once."""
-        self._by_key: dict[str, tuple[int, int, Fact]] = {}
-        self._by_wording: dict[str, tuple[int, int, Fact]] = {}
-        self._named: set[int] = set()
-
-    def add(self, seq: int, line: int, fact: Fact) -> None:
-        """The next one."""
-        old = self._by_key.get(fact.key)
-        if old is not None and rules.says_the_same(old[2], fact):
-            self.repeats.append((seq, old[0]))
-            return
-        other = old or self._asks_the_same(fact)
-        if other is None:
-            entry = (seq, line, fact)
-            self._by_key[fact.key] = entry
-            for wording in rules.wordings(fact):
-                self._by_wording.setdefault(wording, entry)
-            return
-        other_seq, other_line, other_fact = other
-        if other_fact.target == fact.target:
-            reason = (
-                f"says what {self._unit} {other_line} says, otherwise; make one {self._unit} of them, with paraphrases"
-            )
-            self.refused.append((seq, line, "prompt", reason))
-            return
-        known, told = _quoted(other_fact.target), _quoted(fact.target)
-        self.refused.append((seq, line, "target", f"{told} contradicts {self._unit} {other_line}, which has {known}"))
-        if other_seq not in self._named:
-            self._named.add(other_seq)
-            self.contradicted.append((other_seq, other_line, "target", f"contradicted by {self._unit} {line}"))
-
-    def _asks_the_same(self, fact: Fact) -> tuple[int, int, Fact] | None:
-        """An earlier fact that asks one of this fact's questions and answers it differently."""
-        others = (self._by_wording.get(wording) for wording in sorted(rules.wordings(fact)))
-        return next((other for other in others if other and other[2].target != fact.target), None)
 
 
 def _staged_row(seq: int, located: LocatedFact, now: str) -> tuple[Any, ...]:
@@ -420,21 +378,4 @@ def _questions(fact: Fact) -> set[str]:
     """Its key and its wordings: facts that share none cannot contradict each other."""
     if not fact.paraphrases:
         return {fact.key, fact.wording_key(fact.prompt)}
-    return {fact.key, *rules.wordings(fact)}
-
-
-def _quoted(text: str) -> str:
-    shown = json.dumps(text, ensure_ascii=False)
-    return shown if len(shown) <= 60 else shown[:57] + '..."'
-
-
-def _refusal(staged: Staged) -> FactsError:
-    shown = staged.problems(limit=MAX_DETAILS)
-    details = [problem.describe(staged.path) for problem in shown]
-    bad, listed = staged.counts.problems, len({problem.line for problem in shown})
-    if bad > listed:
-        details.append(f"and {bad - listed} more lines")
-    count = "1 line with problems" if bad == 1 else f"{bad} lines with problems"
-    return FactsError(
-        f"{staged.path}: {count}; nothing was taken", "correct them, or take the rest with --skip-invalid", details
-    )
+    return {fact.key, *wordings(fact)}
