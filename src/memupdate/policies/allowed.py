@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -44,6 +44,10 @@ def allowed_values(info: FieldInfo) -> str:
 
 
 def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        kind, *metadata = get_args(annotation)
+        bounds = [text for item in metadata for bound in getattr(item, "metadata", [item]) if (text := _bound(bound))]
+        return f"{_kind(kind)} {' and '.join(bounds)}"
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(
             repr(value) if isinstance(value, str) else str(value) for value in get_args(annotation)

@@ -48,6 +48,8 @@ class _Section(BaseModel):
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
+Sample = Annotated[int, Field(ge=0, le=100_000)] | Literal["confident", "all"]
+"""So many, all, or as many as say with `proof.confidence` that less than `proof.max_failing_share` fail."""
 
 
 class FactsSection(_Section):
@@ -176,8 +178,24 @@ class ProofSection(_Section):
     """A fact's weakest target token must reach this."""
     min_probes_unchanged: Share = 0.95
     """Share of locality probes whose answer must not change."""
-    served_sample: int = Field(default=16, ge=0, le=100_000)
+    min_generality: Share = 0.0
+    """Share of phrasings that were not trained on which must be answered word for word; 0: measured only."""
+    min_locality: Share = 0.0
+    """Share of probes and of the questions nearest to the facts that must be answered as the base model answers them, where it was sure;
+    0: measured only."""
+    max_perplexity_increase: float = Field(default=0.25, gt=0, le=1000)
+    """Of general text, over the base model's; 0.01 is 1 %."""
+    corpus: str = Field(default="", max_length=1000)
+    """A text file of the workspace on which that is measured; none: the guard's held-out anchors."""
+    system_prompt: str = Field(default="You are a helpful assistant.", max_length=2000)
+    """With which the facts are asked too; none: they are not."""
+    measured_sample: Sample = "confident"
+    """Facts that are asked in other words and forms, and whose neighbours are looked at."""
+    served_sample: Sample = "confident"
     """Facts generated freely by the engine and compared word for word."""
+    confidence: OpenShare = 0.99
+    max_failing_share: OpenShare = 0.01
+    """With `confidence`, the size of a "confident" sample: 459 facts at 0.99 and 0.01."""
     served: bool = True
     """Repeat the proof on the serving engine."""
 
