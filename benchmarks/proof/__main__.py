@@ -2,11 +2,11 @@
 
     python -m benchmarks.proof [--quick] [--work DIR] [--only releases endoflife speed]
 
-**releases**: 2,000 facts of a world of the embedded model's kind, 100 a release, stored by `Workspace.add` under
-`benchmarks/proof/policy.toml`; then, on vLLM, each release's new facts and all of the last one's are proved and generated freely.
-**endoflife**: versions and ends of support as they were in 2024, superseded by those of 2025. **speed**: 10,000 questions proved and
-generated. Parts and releases that are in `--work` already are not measured again: an interrupted study goes on. The full study takes
-about an hour of one core, most of it training; `--quick` about five minutes.
+**releases**: 2,000 facts of a world of the embedded model's kind, 100 a release, five releases in each of four collections, stored by
+`Workspace.add` under `benchmarks/proof/policy.toml`; then, on vLLM, each release's new facts and all of the last ones' are proved and
+generated freely. **endoflife**: versions and ends of support as they were in 2024, superseded by those of 2025. **speed**: 10,000
+questions proved and generated. Parts and releases that are in `--work` already are not measured again: an interrupted study goes on.
+The full study takes about an hour of one core, most of it training; `--quick` about five minutes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Part one: facts in releases through the real `add`, then what a client gets of each release from vLLM.
 
-Two lines: `world`, a hundred facts a release with two paraphrases of each trained, and `bare`, the first facts of `world` again without
-any. Invariant: what is measured is written down by release when it is known, so an interrupted study goes on after the last one.
+Four collections `world-1` … `world-4`, a hundred new facts a release, two paraphrases of each trained beside its prompt; and `bare`, the
+first facts of `world-1` again without any. Invariant: what is measured is written down by release when it is known, so an interrupted
+study goes on after the last one.
 """
 
 from __future__ import annotations
@@ -36,13 +37,21 @@ class Sizes:
     """How much is stored."""
 
     batch: int
+    """Facts a release."""
+    lines: int
     releases: int
+    """Of each line."""
     bare_releases: int
     calibration_minutes: float
 
+    @property
+    def line_facts(self) -> int:
+        """That a line's last release holds."""
+        return self.batch * self.releases
 
-FULL = Sizes(batch=100, releases=20, bare_releases=2, calibration_minutes=6.0)
-QUICK = Sizes(batch=20, releases=2, bare_releases=1, calibration_minutes=1.0)
+
+FULL = Sizes(batch=100, lines=4, releases=5, bare_releases=2, calibration_minutes=6.0)
+QUICK = Sizes(batch=20, lines=1, releases=2, bare_releases=1, calibration_minutes=2.0)
 Say = Callable[[str], None]
 
 
@@ -67,22 +76,24 @@ def open_workspace(work: Path, sizes: Sizes, say: Say) -> Workspace:
     root = work / "workspace"
     policy = Path(__file__).with_name("policy.toml")
     if not (root / "memupdate.toml").is_file():
-        Workspace.init(root, model="atlas", policy=str(policy), collection=WORLD)
+        Workspace.init(root, model="atlas", policy=str(policy), collection=f"{WORLD}-1")
     workspace = Workspace(root)
     workspace.resume()
     if workspace.status().fit_id is None:
         say(f"calibrating for {sizes.calibration_minutes:g} minutes")
-        workspace.calibrate(minutes=sizes.calibration_minutes, expected=(sizes.batch, sizes.batch * sizes.releases))
+        workspace.calibrate(minutes=sizes.calibration_minutes, expected=(sizes.batch, sizes.line_facts))
     return workspace
 
 
 def add_lines(workspace: Workspace, rows: Rows, sizes: Sizes, say: Say) -> None:
-    """Store both lines, nothing served yet. Raises ProofFailed or OverBudget where a batch cannot be stored."""
-    facts = world_facts(sizes.batch * sizes.releases, seed=WORLD_SEED)
-    for collection, count in ((WORLD, sizes.releases), (BARE, sizes.bare_releases)):
-        for number, batch in enumerate(list(batches(facts, sizes.batch))[:count], start=1):
+    """Store all lines, nothing served yet. Raises ProofFailed or OverBudget where a batch cannot be stored."""
+    facts = world_facts(sizes.line_facts * sizes.lines, seed=WORLD_SEED)
+    lines = {f"{WORLD}-{number}": part for number, part in enumerate(batches(facts, sizes.line_facts), start=1)}
+    lines[BARE] = facts[: sizes.batch * sizes.bare_releases]
+    for collection, part in lines.items():
+        for number, batch in enumerate(batches(part, sizes.batch), start=1):
             path = rows.folder / f"{collection}-{number}.jsonl"
-            write_facts(path, batch, augmented=collection == WORLD)
+            write_facts(path, batch, augmented=collection != BARE)
             add_release(workspace, rows, path, collection, f"{collection}@v{number}", say)
 
 
@@ -194,10 +205,11 @@ def measure_served(
 def figures_of(workspace: Workspace, rows: Rows, sizes: Sizes, say: Say) -> dict[str, Any]:
     """Everything of part one, measured where it is not yet: figures, and one row per release."""
     add_lines(workspace, rows, sizes, say)
+    names = [*(f"{WORLD}-{number}" for number in range(1, sizes.lines + 1)), BARE]
     with workspace.reader() as ledger:
-        records = [r for c in (WORLD, BARE) for r in ledger.releases(c)]
-    live, _ = facts_of(workspace, next(r for r in reversed(records) if r.collection == WORLD))
-    phrasings = held_out_phrasings(workspace.session, live)
+        records = [record for name in names for record in ledger.releases(name)]
+    facts = world_facts(sizes.line_facts * sizes.lines, seed=WORLD_SEED)
+    phrasings = held_out_phrasings(workspace.session, facts)
     inside = {
         r.name: rows.get(f"inside-{r.name}", lambda r=r: measure_in_process(workspace, r, phrasings)) for r in records
     }
@@ -229,27 +241,28 @@ def serve_lines(
 
 def summary(inside: dict[str, Any], served: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
     """Figures of part one, and the rows behind them."""
-    world = [row for name, row in inside.items() if name.startswith(f"{WORLD}@")]
-    bare = [row for name, row in inside.items() if name.startswith(f"{BARE}@")]
-    twin = inside[f"{WORLD}@v{sizes.bare_releases}"]
+    world = [row for name, row in inside.items() if name.startswith(WORLD)]
+    last = [row for row in world if row["release"].endswith(f"@v{sizes.releases}")]
+    bare = inside[f"{BARE}@v{sizes.bare_releases}"]
+    twin = inside[f"{WORLD}-1@v{sizes.bare_releases}"]
     figures = {
-        "facts": world[-1]["facts"],
+        "facts": sum(row["facts"] for row in last),
         "releases": len(world),
-        "asked": sum(row["asked"] for row in served.values()),
+        "answers_generated": sum(row["asked"] for row in served.values()),
         "proved_not_generated": sum(row["proved_not_generated"] for row in served.values()),
-        "proved_share": round(world[-1]["proved"] / world[-1]["facts"], 5),
-        "generality": _share(world[-1], "held_out_right", "held_out"),
-        "generality_served": _share(served[world[-1]["release"]], "held_out_generated", "held_out"),
-        "generality_without_augmentation": _share(bare[-1], "held_out_right", "held_out"),
-        "generality_of_the_same_facts": _share(twin, "held_out_right", "held_out"),
-        "facts_without_augmentation": bare[-1]["facts"],
+        "proved_share": _share(last, "proved", "facts"),
+        "generality": _share(last, "held_out_right", "held_out"),
+        "generality_served": _share([served[row["release"]] for row in last], "held_out_generated", "held_out"),
+        "generality_without_augmentation": _share([bare], "held_out_right", "held_out"),
+        "generality_of_the_same_facts": _share([twin], "held_out_right", "held_out"),
+        "facts_without_augmentation": bare["facts"],
         "locality": round(min(row["locality"] for row in world), 4),
         "perplexity_ratio": round(max(row["perplexity_ratio"] for row in world), 4),
-        "rank": world[-1]["rank"],
+        "rank": max(row["rank"] for row in last),
         "smallest_probability": round(min(row["smallest_probability"] for row in served.values()), 4),
     }
     return {"figures": figures, "inside": list(inside.values()), "served": list(served.values())}
 
 
-def _share(row: dict[str, Any], part: str, whole: str) -> float:
-    return round(row[part] / row[whole], 4)
+def _share(rows: Sequence[dict[str, Any]], part: str, whole: str) -> float:
+    return round(sum(row[part] for row in rows) / sum(row[whole] for row in rows), 4)
