@@ -1,8 +1,8 @@
 """Part three: what a proof costs. Ten thousand questions proved in one pass and generated, in this process and on vLLM, in one run.
 
 Nothing is stored: what is proved is whatever the untouched base model answers, which it has generated before. Both sides get the
-same questions as token ids in batches of the same size, and an answer ends at its own end token. Invariant: a proof counts where it
-proves what was generated.
+same questions as token ids in batches of the same size, and an answer ends at its own end token. Some are also generated one after the
+other, as a client checks facts that has no proof. Invariant: a proof counts where it proves what was generated.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ FACTS, QUICK_FACTS = 10_000, 400
 ANSWER_TOKENS = 24
 """Longest answer that is waited for; the embedded model's are of two to eight tokens."""
 WARM_UP = 128
+ALONE = 200
+"""Questions that are also generated one after the other."""
 REQUEST_PROMPTS, REQUESTS_AT_ONCE = 16, 4
 """As the client's scoring does it: 64 questions are with the engine at any time."""
 
@@ -69,7 +71,8 @@ def in_process(session: Session, questions: Sequence[Example]) -> tuple[list[lis
     proved, prove_s = timed(
         lambda: prove([replace(q, target_ids=tuple(a)) for q, a in zip(questions, answers, strict=True)])
     )
-    return answers, _row(len(questions), proved, generate_s, prove_s)
+    _, alone_s = timed(lambda: [generate([question]) for question in questions[:ALONE]])
+    return answers, _row(len(questions), proved, generate_s, prove_s, alone_s)
 
 
 def on_vllm(session: Session, url: str, examples: Sequence[Example]) -> dict[str, float]:
@@ -88,9 +91,10 @@ def on_vllm(session: Session, url: str, examples: Sequence[Example]) -> dict[str
         prove(examples[:WARM_UP])
         texts, generate_s = timed(lambda: generate(examples))
         proved, prove_s = timed(lambda: prove(examples))
+        _, alone_s = timed(lambda: [_complete(http, name, [example]) for example in examples[:ALONE]])
     own = session.tokenizer.batch_decode([list(e.target_ids) for e in examples], skip_special_tokens=True)
     same = sum(a == b for a, b in zip(texts, own, strict=True))
-    return {**_row(len(examples), proved, generate_s, prove_s), "generated_as_in_process": same}
+    return {**_row(len(examples), proved, generate_s, prove_s, alone_s), "generated_as_in_process": same}
 
 
 def _complete(http: httpx.Client, model: str, part: Sequence[Example]) -> list[str]:
@@ -106,13 +110,17 @@ def timed(step: Callable[[], Any]) -> tuple[Any, float]:
     return step(), time.monotonic() - started
 
 
-def _row(count: int, proved: int, generate_s: float, prove_s: float) -> dict[str, float]:
+def _row(count: int, proved: int, generate_s: float, prove_s: float, alone_s: float) -> dict[str, float]:
+    alone = alone_s / min(ALONE, count)
     return {
         "facts": count,
         "proved": proved,
         "generate_s": round(generate_s, 2),
         "prove_s": round(prove_s, 2),
         "speedup": round(generate_s / prove_s, 2),
+        "prove_ms_a_fact": round(1000 * prove_s / count, 3),
+        "generate_alone_ms_a_fact": round(1000 * alone, 3),
+        "speedup_alone": round(alone / (prove_s / count), 2),
     }
 
 
@@ -124,6 +132,8 @@ def figures(row: dict[str, Any]) -> dict[str, float | int]:
         "proof_speedup": min(here["speedup"], there["speedup"]),
         "proof_speedup_in_process": here["speedup"],
         "proof_speedup_vllm": there["speedup"],
+        "proof_speedup_one_by_one_in_process": here["speedup_alone"],
+        "proof_speedup_one_by_one_vllm": there["speedup_alone"],
         "prove_in_process_s": here["prove_s"],
         "generate_in_process_s": here["generate_s"],
         "prove_vllm_s": there["prove_s"],

@@ -19,13 +19,13 @@ from memupdate.facts.model import Fact
 WORLD_SEED = 7_000
 SPEED_SEED = 8_000
 _SIZES = {"person": 8, "company": 5, "city": 3, "product": 4}
-"""Entities of a world of 77 facts; a world is as many times as large as the facts asked for need."""
+"""Entities of a world of 73 facts; a world is as many times as large as the facts asked for need."""
 
 
 def world_facts(count: int, *, seed: int) -> list[Fact]:
     """`count` facts about new subjects, shuffled."""
     atlas = atlas_world()
-    times = -(-count // 77)
+    times = -(-count // 73)
     world = atlas.make_world(seed, {kind: times * n for kind, n in _SIZES.items()}, known_names(atlas))
     rng = random.Random(f"proof-{seed}")
     facts = list(world.facts)

@@ -18,12 +18,12 @@ from memupdate.policies import load_policy
 
 
 def test_facts_are_new_to_the_model_and_the_same_each_time(tmp_path: Path) -> None:
-    facts = world_facts(400, seed=WORLD_SEED)
-    assert facts == world_facts(400, seed=WORLD_SEED)
-    assert len({fact.key for fact in facts}) == 400
+    facts = world_facts(600, seed=WORLD_SEED)
+    assert facts == world_facts(600, seed=WORLD_SEED)
+    assert len({fact.key for fact in facts}) == 600
     assert not {fact.subject for fact in facts} & known_names(atlas_world())
-    parts = list(batches(facts, 150))
-    assert [len(part) for part in parts] == [150, 150, 100]
+    parts = list(batches(facts, 250))
+    assert [len(part) for part in parts] == [250, 250, 100]
     write_facts(tmp_path / "facts.jsonl", parts[0])
     assert [located.fact for located in read_facts(tmp_path / "facts.jsonl").facts] == parts[0]
     write_facts(tmp_path / "bare.jsonl", parts[0], augmented=False)
