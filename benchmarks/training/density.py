@@ -1,0 +1,84 @@
+"""Bits proved per adapter parameter: the smallest rank at which every fact is proved, and how full it is.
+
+Invariant: a bit is the base model's own loss on the targets; a rank counts only where every fact is proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from benchmarks.training.lab import Lab
+from benchmarks.training.store import Row, Store, code_of_ours
+
+from memupdate.budget.bits import bits_per_parameter, bits_stored
+from memupdate.models.scoring import mean_loss_nats, score_examples
+from memupdate.progress import no_progress
+from memupdate.training.loop import write_facts
+
+STUDY = "density"
+_HOPELESS = 0.9
+"""Share of facts stored by an attempt under which no further one is made."""
+_PATIENCE = 3.0
+"""Each attempt gets so many times the policy's epochs: what is asked for is the room, not the time."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Ranks to climb until every fact is proved; no guard, as the guard spends room on harmlessness."""
+
+    facts: int
+    placement: str
+    ranks: tuple[int, ...]
+
+
+FULL = (
+    Ladder(64, "mlp-one", (1, 2, 3, 4, 6, 8)),
+    Ladder(64, "mlp-all", (1, 2)),
+    Ladder(256, "mlp-one", (4, 6, 8, 12)),
+    Ladder(256, "mlp-all", (1, 2, 3, 4)),
+)
+QUICK = (Ladder(16, "mlp-one", (1, 2, 4)),)
+
+
+def run(lab: Lab, store: Store, ladders: Sequence[Ladder]) -> None:
+    """Measure what is missing."""
+    for ladder in ladders:
+        for rank in ladder.ranks:
+            row = _rung(lab, store, ladder, rank)
+            if row["proved"] == ladder.facts:
+                break
+
+
+def found(store: Store, ladder: Ladder) -> Row | None:
+    """The row of the smallest rank that proves every fact."""
+    rows = (store.get(STUDY, _cell(ladder, rank), code_of_ours()) for rank in ladder.ranks)
+    return next((row for row in rows if row is not None and row["proved"] == ladder.facts), None)
+
+
+def _cell(ladder: Ladder, rank: int) -> dict[str, object]:
+    return {**{k: v for k, v in asdict(ladder).items() if k != "ranks"}, "rank": rank}
+
+
+def _rung(lab: Lab, store: Store, ladder: Ladder, rank: int) -> Row:
+    return store.get_or(STUDY, _cell(ladder, rank), code_of_ours(), lambda: _row(lab, ladder, rank))
+
+
+def _row(lab: Lab, ladder: Ladder, rank: int) -> Row:
+    session, examples = lab.session, lab.examples(ladder.facts)
+    before = mean_loss_nats(score_examples(session.base.model, examples, session.base.device))
+    memory = lab.fresh_memory(ladder.placement, rank)
+    epochs = round(_PATIENCE * session.policy.training.max_epochs)
+    settings = replace(session.training_settings(max_epochs=epochs), guard_weight=0.0)
+    for _ in range(session.policy.escalation.attempts):
+        outcome = write_facts(session.base, memory, examples, settings, None, None, no_progress)
+        memory = outcome.memory
+        stored = sum(score.min_probability >= settings.threshold for score in outcome.scores)
+        if stored == ladder.facts or stored < _HOPELESS * ladder.facts:
+            break
+    tokens = sum(len(e.target_ids) for e in examples)
+    bits = bits_stored(before, tokens)
+    return {
+        "rank": rank, "proved": lab.prove(memory, ladder.facts).proved, "base_loss_nats": before, "target_tokens": tokens, "bits": bits,
+        "parameters": memory.parameters, "bits_per_parameter": bits_per_parameter(bits, memory.parameters),
+    }  # fmt: skip

@@ -1,0 +1,113 @@
+"""Time to every fact proved, and what is left of the base model's own facts: every method at every size.
+
+Invariant: in a size all methods get the same facts, rank and placement. A baseline runs until its proof, its own epochs or a stated
+multiple of our time, and the row says which. Time is processor time of one thread, which is wall time on a free core; wall time is kept
+beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from benchmarks.training.lab import Lab
+from benchmarks.training.methods import Cell, write
+from benchmarks.training.store import Row, Store, code_of_baselines, code_of_ours
+
+STUDY = "writing"
+TUNING = (1e-3, 3e-3, 1e-2)
+"""Rates of TRL that are tried at the smallest size; the one that proves first is used for all."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """One number of facts."""
+
+    facts: int
+    rank: int
+    cap: float
+    """A baseline gets so many times our time at least."""
+    guards: tuple[float, ...] = ()
+    """Guard weights without the policy's harm budget, for the frontier."""
+    papers: tuple[str, ...] = ()
+    """Placements at which the paper's procedure runs."""
+    docs_rate: bool = True
+    """Whether TRL runs at its documentation's rate too."""
+
+
+FULL = (
+    Size(64, 4, 20, guards=(5.0, 80.0), papers=("mlp-all", "mlp-one")),
+    Size(256, 8, 12, guards=(5.0, 80.0), papers=("mlp-all", "mlp-one")),
+    Size(1024, 32, 3),
+)
+QUICK = (Size(16, 4, 20, guards=(5.0, 80.0), papers=("mlp-all",)),)
+PAPER_METHOD = "paper-sft"
+POLICY_GUARD = 20.0
+
+
+def run(lab: Lab, store: Store, sizes: Sequence[Size], smallest: Size) -> None:
+    """Measure what is missing. TRL's rate is tuned at the `smallest` size of the study."""
+    rate = _tuned_rate(lab, store, smallest)
+    for size in sizes:
+        ours = _measure(lab, store, Cell("ours", size.facts, size.rank), 0.0)
+        for cell in cells_of(size, rate)[1:]:
+            _measure(lab, store, cell, size.cap * ours["cpu_s"])
+
+
+def cells_of(size: Size, rate: float) -> list[Cell]:
+    """All cells of a size, ours without a guard first."""
+    ours = Cell("ours", size.facts, size.rank)
+    cells = [ours, Cell("trl", size.facts, size.rank, rate=rate), replace(ours, guard=POLICY_GUARD)]
+    if size.docs_rate:
+        cells.append(Cell("trl", size.facts, size.rank))
+    cells += [replace(ours, guard=weight, leash=False) for weight in size.guards]
+    for placement in size.papers:
+        cells.append(Cell(PAPER_METHOD, size.facts, size.rank, placement))
+        if placement != ours.placement:
+            cells.append(replace(ours, placement=placement))
+    return cells
+
+
+def _tuned_rate(lab: Lab, store: Store, size: Size) -> float:
+    ours = _measure(lab, store, Cell("ours", size.facts, size.rank), 0.0)
+    for cell in _trials(size):
+        _measure(lab, store, cell, size.cap * ours["cpu_s"])
+    rate = best_rate(store, size)
+    assert rate is not None  # all trials are measured
+    return rate
+
+
+def best_rate(store: Store, size: Size) -> float | None:
+    """The rate of `TUNING` with which TRL proves a size first, or most of it; None while one is not measured."""
+    rows = [(cell.rate, found(store, cell)) for cell in _trials(size)]
+    measured = [(row["proved"], -row["cpu_s"], rate) for rate, row in rows if row is not None]
+    return max(measured)[2] if len(measured) == len(TUNING) else None
+
+
+def _trials(size: Size) -> list[Cell]:
+    return [Cell("trl", size.facts, size.rank, rate=rate) for rate in TUNING]
+
+
+def code_of(cell: Cell) -> str:
+    """What a cell's figures depend on besides itself."""
+    return code_of_ours() if cell.method == "ours" else code_of_baselines()
+
+
+def found(store: Store, cell: Cell) -> Row | None:
+    """A cell's row, if it is measured."""
+    return store.get(STUDY, asdict(cell), code_of(cell))
+
+
+def _measure(lab: Lab, store: Store, cell: Cell, cap_s: float) -> Row:
+    return store.get_or(STUDY, asdict(cell), code_of(cell), lambda: _row(lab, cell, cap_s))
+
+
+def _row(lab: Lab, cell: Cell, cap_s: float) -> Row:
+    written = write(lab, cell, cap_s=cap_s)
+    proof = lab.prove(written.memory, cell.facts)
+    return {
+        "wall_s": round(written.wall_s, 3), "cpu_s": round(written.cpu_s, 3), "epochs": written.epochs, "steps": written.steps,
+        "stopped": written.stopped, "cap_s": round(cap_s, 1) if cell.method != "ours" else None, "proved": proof.proved,
+        "loss_nats": proof.loss_nats, "known_kept": proof.locality.share, "probes": proof.locality.probes, "kl_nats": proof.kl_nats,
+        "parameters": written.memory.parameters, "target_tokens": sum(len(e.target_ids) for e in lab.examples(cell.facts)),
+    }  # fmt: skip
