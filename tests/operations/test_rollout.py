@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
 from typer.testing import CliRunner
 
 import killing
+from answering import Models, engine
 from memupdate import Workspace
 from memupdate.cli import app as cli
 from memupdate.errors import EngineError, ProofFailed, UsageError
@@ -35,7 +34,6 @@ from memupdate.progress import no_progress
 from memupdate.serving.client import EngineClient, EngineRefused
 from memupdate.serving.manifest import RELEASED, RETIRED, AliasEntry, Canary, read_manifest, write_manifest
 from memupdate.serving.metrics import ServingMetrics
-from memupdate.serving.middleware import AliasMiddleware
 from support import set_policy, write_facts_file
 
 STEPS = ("published", "put back", "rolled back", "canary begun", "canary ended", "promoted", "retired", "revived")
@@ -70,47 +68,6 @@ def make(template: Path, tmp_path: Path) -> Callable[..., Workspace]:
 @pytest.fixture
 def workspace(make: Callable[..., Workspace]) -> Workspace:
     return make()
-
-
-class Models:
-    """Answers as vLLM does where it matters here; releases in `broken` fail."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.broken: set[str] = set()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        if scope["path"] == "/metrics":
-            await answer(send, 200, generate_latest(), b"text/plain")
-            return
-        model = json.loads((await receive())["body"])["model"]
-        self.asked.append(model)
-        choice = {"text": "?", "index": 0, "finish_reason": "length"}
-        status = 500 if model in self.broken else 200
-        await answer(send, status, json.dumps({"model": model, "choices": [choice]}).encode(), b"application/json")
-
-
-async def answer(send: Any, status: int, body: bytes, kind: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
-    await send({"type": "http.response.body", "body": body})
-
-
-@contextmanager
-def engine(registry: Path) -> Iterator[tuple[str, Models]]:
-    models = Models()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        asgi = AliasMiddleware(models, registry=registry, base_model="base")
-        server = uvicorn.Server(uvicorn.Config(asgi, lifespan="off", log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", models
-        server.should_exit = True
-        thread.join(20)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The log: what happened when, for the operator and for `status`. Append-only, and nothing is ever decided from it."""
+"""The log: what happened when, for the operator and for `status`. Append-only.
+
+Decided from it is only what is in it already, and whether a release that still waits was meant to begin as a canary.
+"""
 
 from __future__ import annotations
 

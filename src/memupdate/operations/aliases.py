@@ -40,6 +40,8 @@ PUBLISHED = "published"
 PUT_BACK = "put back"
 """An alias was moved and an engine did not answer with the release."""
 ROLLED_BACK = "rolled back"
+CANARY_WANTED = "canary wanted"
+"""No step: `publish --canary` was asked for. A release that waits goes live as it was last meant to."""
 CANARY_BEGUN = "canary begun"
 CANARY_ENDED = "canary ended"
 PROMOTED = "promoted"
@@ -128,6 +130,19 @@ def take_step(
     write_manifest(session.layout.registry.manifest, named)
     log_steps(ledger, named)
     return named
+
+
+def want_canary(ledger: Ledger, release: ReleaseRecord, share: float) -> None:
+    """Log that `release` is to begin as a canary, before anything is done: whatever finishes that must not give it everything."""
+    if wanted_share(ledger, release) != share:
+        ledger.add_event(CANARY_WANTED, collection=release.collection, release=release.name, detail={"share": share})
+
+
+def wanted_share(ledger: Ledger, release: ReleaseRecord) -> float | None:
+    """The share with which `release` was last meant to begin; None where it was meant for all, or went live since."""
+    decided = (CANARY_WANTED, CANARY_ENDED, PUBLISHED, PROMOTED)
+    found = [e for e in ledger.events(release.collection, limit=-1) if e.release == release.name and e.kind in decided]
+    return float(found[-1].detail["share"]) if found and found[-1].kind == CANARY_WANTED else None
 
 
 def put_back(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from memupdate.errors import EngineError, ProofFailed, UsageError
 from memupdate.ledger.ledger import Ledger
 from memupdate.operations import aliases
-from memupdate.operations.aliases import entry_of, sync_manifest, take_step
+from memupdate.operations.aliases import entry_of, sync_manifest, take_step, wanted_share
 from memupdate.operations.answers import Answers, answers_of
 from memupdate.operations.matching import refuse_unreached
 from memupdate.operations.publishing import check_files, flip_and_confirm, mark_published, prove_before_publishing
@@ -23,10 +23,15 @@ from memupdate.progress import Progress
 from memupdate.serving.manifest import AliasEntry, Canary, Manifest, with_alias, with_canary
 
 
-def running_share(manifest: Manifest, name: str) -> float | None:
-    """The share of a running canary `name`; None where it is none: what a crash left half done goes on as it was meant."""
-    shares = [e.canary.share for e in manifest.aliases.values() if e.canary is not None and e.canary.release == name]
-    return shares[0] if shares else None
+def share_of_waiting(ledger: Ledger, manifest: Manifest, name: str) -> float | None:
+    """The share with which a release that waits goes live: as the canary that it is or was meant to be; None: for all."""
+    release = ledger.release(name)
+    entry = manifest.aliases.get(release.collection)
+    if entry is None or entry.release == name:
+        return None
+    if entry.canary is not None and entry.canary.release == name:
+        return entry.canary.share
+    return wanted_share(ledger, release)
 
 
 def canary_messages(entries: Mapping[str, AliasEntry]) -> list[str]:

@@ -505,8 +505,8 @@ class Workspace(LedgerQuestions):
             return publishing.rollback(self.session, ledger, alias or self.collection, replicas=replicas)
 
     def _publish(self, ledger: Ledger, release: str, replicas: Sequence[Replica], progress: Progress) -> PublishReport:
-        """What a batch waits for; as a canary where that was begun."""
-        share = canaries.running_share(sync_manifest(self.session, ledger), release)
+        """What a batch waits for; as a canary where it was meant as one."""
+        share = canaries.share_of_waiting(ledger, sync_manifest(self.session, ledger), release)
         return publishing.publish(
             self.session, ledger, release, replicas=replicas, progress=progress, canary_share=share
         )
