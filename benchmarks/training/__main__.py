@@ -2,8 +2,9 @@
 
     python -m benchmarks.training [--quick] [--parts writing forgetting objectives density gpu] [--work DIR]
 
-The embedded model, one thread, nice 10. Cells are kept as JSON lines in `--work`: an interrupted study goes on, and a finished one is only
-summed up again. TRL comes with the extra `bench`. The full study takes about an hour of one core, `--quick` a few minutes.
+The embedded model, one thread, out of the way of others. Cells are kept as JSON lines in `--work`: an interrupted study goes on, and a
+finished one is only summed up again. TRL comes with the extra `bench`. The full study takes about an hour of one core, `--quick` a few
+minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PARTS = ("writing", "forgetting", "objectives", "density", "gpu")
 
 def main(argv: Sequence[str] | None = None) -> summary.Figures:
     arguments = _arguments(argv)
-    _be_quiet()
+    _be_quiet(arguments.nice)
     plan = summary.QUICK if arguments.quick else summary.FULL
     name = "training-quick" if arguments.quick else "training"
     store = Store.open(arguments.work / f"{name}-cells.jsonl")
@@ -69,17 +70,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--parts", nargs="+", choices=PARTS, default=PARTS, help="only these; the others' cells are read"
     )
     parser.add_argument("--sizes", nargs="+", type=int, help="of the part writing, only these numbers of facts")
+    parser.add_argument("--nice", type=int, default=10, help="0 where the core is yours")
     parser.add_argument("--work", type=Path, default=RESULTS, help="where cells are kept")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where results go")
     return parser.parse_args(argv)
 
 
-def _be_quiet() -> None:
+def _be_quiet(nice: int) -> None:
     """One thread, out of the way of others, without the libraries' own lines."""
     import torch
     from transformers.utils import logging
 
-    os.nice(10)
+    os.nice(nice)
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(trl|transformers|peft|accelerate|torch)")

@@ -64,9 +64,12 @@ def _time_figures(store: Store, plan: Plan, size: writing.Size) -> Figures:
         f"trl_docs_rate_proved_share_{facts}": _share(rows.get("trl docs"), facts),
         f"guard_cost_ratio_{facts}": _ratio(rows.get("guarded"), ours),
     }
-    for placement in size.papers:
+    for placement in dict.fromkeys(placement for _, placement in size.papers):
         name = f"paper_{facts}" if placement == "mlp-all" else f"paper_one_layer_{facts}"
-        own, paper = rows.get("ours" if placement == "mlp-all" else f"ours {placement}"), rows.get(f"paper {placement}")
+        own, paper = (
+            rows.get("ours" if placement == "mlp-all" else f"ours {placement}"),
+            rows.get(f"paper-memft-ot {placement}"),
+        )
         found |= {f"time_ratio_{name}": _ratio(own, paper), f"{name}_proved_share": _share(paper, facts)}
     if size is plan.sizes[min(1, len(plan.sizes) - 1)]:
         found["guard_cost_ratio"] = found[f"guard_cost_ratio_{facts}"]
@@ -88,7 +91,7 @@ def _name(cell: Cell) -> str:
     if cell.method == "trl":
         return "trl tuned" if cell.rate else "trl docs"
     if cell.method != "ours":
-        return f"paper {cell.placement}"
+        return f"{cell.method} {cell.placement}"
     if cell.guard and cell.leash:
         return "guarded"
     if cell.guard:
@@ -226,8 +229,8 @@ def _draw_frontier(axes: Any, store: Store, plan: Plan) -> None:
     labels = ("no guard", "guard 5", "guard 20 (policy)", "guard 80")
     kinds: Iterable[tuple[str, str, str, str]] = [
         *((name, label, shade_of(i, len(weights)), "o") for i, (name, label) in enumerate(zip(weights, labels, strict=True))),
-        ("trl tuned", "TRL, tuned rate", QUIET, "s"), ("paper mlp-all", "paper, all layers", BAD, "D"),
-        ("paper mlp-one", "paper, one layer", BAD, "^"),
+        ("trl tuned", "TRL, tuned rate", QUIET, "s"), ("paper-memft-ot mlp-all", "paper, all layers", BAD, "D"),
+        ("paper-memft-ot mlp-one", "paper, one layer", BAD, "^"),
     ]  # fmt: skip
     rows = {size.facts: _rows(store, plan, size) for size in plan.sizes}
     for name, label, colour, mark in kinds:

@@ -29,19 +29,20 @@ class Size:
     """A baseline gets so many times our time at least."""
     guards: tuple[float, ...] = ()
     """Guard weights without the policy's harm budget, for the frontier."""
-    papers: tuple[str, ...] = ()
-    """Placements at which the paper's procedure runs."""
+    papers: tuple[tuple[str, str], ...] = ()
+    """Methods and placements of the paper's procedure."""
     docs_rate: bool = True
     """Whether TRL runs at its documentation's rate too."""
 
 
+PAPER_RUNS = (("paper-memft-ot", "mlp-all"), ("paper-memft-ot", "mlp-one"))
+"""The placement of all others, and the paper's own."""
 FULL = (
-    Size(64, 4, 20, guards=(5.0, 80.0), papers=("mlp-all", "mlp-one")),
-    Size(256, 8, 12, guards=(5.0, 80.0), papers=("mlp-all", "mlp-one")),
-    Size(1024, 32, 3),
+    Size(64, 4, 12, guards=(5.0, 80.0), papers=(*PAPER_RUNS, ("paper-sft", "mlp-all"), ("paper-sft", "mlp-one"))),
+    Size(256, 8, 10, guards=(5.0, 80.0), papers=PAPER_RUNS),
+    Size(1024, 32, 3, docs_rate=False),
 )
-QUICK = (Size(16, 4, 20, guards=(5.0, 80.0), papers=("mlp-all",)),)
-PAPER_METHOD = "paper-sft"
+QUICK = (Size(16, 4, 20, guards=(5.0, 80.0), papers=PAPER_RUNS[:1]),)
 POLICY_GUARD = 20.0
 
 
@@ -61,11 +62,10 @@ def cells_of(size: Size, rate: float) -> list[Cell]:
     if size.docs_rate:
         cells.append(Cell("trl", size.facts, size.rank))
     cells += [replace(ours, guard=weight, leash=False) for weight in size.guards]
-    for placement in size.papers:
-        cells.append(Cell(PAPER_METHOD, size.facts, size.rank, placement))
-        if placement != ours.placement:
-            cells.append(replace(ours, placement=placement))
-    return cells
+    cells += [
+        replace(ours, placement=placement) for placement in sorted({p for _, p in size.papers} - {ours.placement})
+    ]
+    return cells + [Cell(method, size.facts, size.rank, placement) for method, placement in size.papers]
 
 
 def _tuned_rate(lab: Lab, store: Store, size: Size) -> float:
