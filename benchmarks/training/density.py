@@ -32,12 +32,7 @@ class Ladder:
     ranks: tuple[int, ...]
 
 
-FULL = (
-    Ladder(64, "mlp-one", (1, 2, 3, 4, 6, 8)),
-    Ladder(64, "mlp-all", (1, 2)),
-    Ladder(256, "mlp-one", (4, 6, 8, 12)),
-    Ladder(256, "mlp-all", (1, 2, 3, 4)),
-)
+FULL = (Ladder(64, "mlp-one", (1, 2, 3, 4, 6, 8)), Ladder(256, "mlp-all", (1, 2, 3, 4)))
 QUICK = (Ladder(16, "mlp-one", (1, 2, 4)),)
 
 

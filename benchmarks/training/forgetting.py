@@ -35,7 +35,7 @@ class Line:
     """One line of batches."""
 
     how: str
-    """`memupdate`, `no guard`, `no replay` or `neither`."""
+    """One of `HOWS`."""
     batches: int
     facts_a_batch: int
 
@@ -43,7 +43,7 @@ class Line:
 FULL, QUICK = (20, 12), (4, 6)
 _COLUMNS = ("rank", "facts", "proved", "older", "older_proved", "known_kept", "kl_nats", "duration_s")
 """One value of each after every batch; older facts are those of the batches before."""
-HOWS = ("memupdate", "no guard", "no replay", "neither")
+HOWS = ("memupdate", "no guard", "no replay")
 
 
 def run(lab: Lab, store: Store, sizes: tuple[int, int]) -> None:

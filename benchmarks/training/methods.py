@@ -89,13 +89,13 @@ def write(lab: Lab, cell: Cell, *, cap_s: float) -> Written:
 def write_ours(lab: Lab, cell: Cell) -> Written:
     """As `memupdate add` writes a first batch: the policy's settings, and its second and third attempt where facts stay unproved."""
     session, policy = lab.session, lab.session.policy
-    guard = session.guard(no_progress)
     settings = replace(
         session.training_settings(),
         guard_weight=cell.guard or 0.0,
         max_kl_nats=policy.guard.max_kl_nats if cell.leash else math.inf,
     )
-    anchors, holdout = (guard.train, guard.holdout) if cell.guard else (None, None)
+    guard = session.guard(no_progress) if cell.guard else None
+    anchors, holdout = (guard.train, guard.holdout) if guard else (None, None)
     examples, memory = lab.examples(cell.facts), lab.fresh_memory(cell.placement, cell.rank)
     watch, epochs, steps = Stopwatch(), 0, 0
     for _ in range(policy.escalation.attempts):

@@ -248,7 +248,7 @@ def _draw_frontier(axes: Any, store: Store, plan: Plan) -> None:
 
 
 def _draw_batches(axes: Any, store: Store, plan: Plan) -> None:
-    colours = dict(zip(forgetting.HOWS, (GOOD, QUIET, shade_of(2, 5), BAD), strict=True))
+    colours = dict(zip(forgetting.HOWS, (GOOD, BAD, shade_of(2, 5)), strict=True))
     for how, colour in colours.items():
         row = forgetting.found(store, how, plan.batches)
         if row is None:

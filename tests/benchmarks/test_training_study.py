@@ -30,7 +30,11 @@ FACTS = 3
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab.open(tmp_path_factory.mktemp("lab"), facts=8)
+    """The study's own, with few anchors, as these take most of the time to sample."""
+    lab = Lab.open(tmp_path_factory.mktemp("lab"), facts=8)
+    guard = lab.session.policy.guard.model_copy(update={"anchors": 16, "holdout": 8, "anchor_tokens": 16})
+    lab.session.policy = lab.session.policy.model_copy(update={"guard": guard})
+    return lab
 
 
 def test_the_clock_leaves_out_what_is_paused() -> None:
