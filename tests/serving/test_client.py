@@ -86,8 +86,8 @@ def test_scores_come_back_in_order_from_several_requests(server: Server) -> None
         scores = client.score_targets("acme@v1", prompts, targets)
         assert client.score_targets("acme@v1", [], []) == []
     assert [[score.token_id for score in row] for row in scores] == targets
-    assert scores[2][0] == TokenScore(2, -0.1, 1, 2, "<2>")
-    assert scores[3][2] == TokenScore(7, -3.0, 5, 2, "<2>")
+    assert scores[2][0] == TokenScore(2, -0.1, 1, 2, "<2>", "<2>")
+    assert scores[3][2] == TokenScore(7, -3.0, 5, 2, "<2>", "<7>")
     assert sorted(len(request["prompt"]) for request in server.requests) == [8, 16, 16]
     assert {request["authorization"] for request in server.requests} == {"Bearer key"}
     assert all(request["max_tokens"] == 1 and request["prompt_logprobs"] == 1 for request in server.requests)

@@ -171,7 +171,7 @@ class _Calibration:
         for kind in cells.kinds_of(session, self.wish.facts):
             some = cells.pool(session, kind, self.wish.facts, self.wish.expected[1])[: self.wish.expected[1]]
             counts = session.count_targets(some)
-            examples = sum(1 + session.trained_paraphrases(fact) for fact in some)
+            examples = sum(1 + len(session.phrasings(fact)[0]) for fact in some)
             kinds[kind] = Kind(counts.total() / len(some), density.estimate(counts).nats, examples / len(some))
         return Setting(
             kinds, self.wish.expected, session.shape.parameters_per_rank, policy.memory.min_rank, policy.memory.max_rank,

@@ -19,7 +19,7 @@ from memupdate.storage import file_sha256, write_text_atomic
 
 def write_matcher(folder: Path, session: Session, facts: Sequence[Fact]) -> None:
     """Write `matcher.json` of a release that holds `facts`; paraphrases that only measure are left out."""
-    trained = [fact.paraphrases[: session.trained_paraphrases(fact)] for fact in facts]
+    trained = [session.phrasings(fact)[0] for fact in facts]
     write_text_atomic(folder / MATCHER_FILE, matcher_json(terms_of(facts, trained=trained)))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from memupdate.facts.model import Fact
 from memupdate.facts.render import Example
 from memupdate.ledger.records import Engine, ProofRecord
+from memupdate.operations.measuring import Measured, measure, prepare
 from memupdate.operations.reports import ProofFailure
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
@@ -32,6 +33,8 @@ class MemoryProof:
     kl_nats: float | None
     dead: tuple[DeadAnswer, ...] = ()
     """What became of the answers that are live no longer, one per phrasing."""
+    measured: Measured = field(default_factory=Measured)
+    """Beyond verbatim: in other words, around the facts, on general text."""
 
     @property
     def proved(self) -> int:
@@ -40,28 +43,37 @@ class MemoryProof:
 
 
 def prove_memory(
-    session: Session, memory: Memory, facts: Sequence[Fact], progress: Progress, *, dead: Sequence[Fact] = ()
+    session: Session,
+    memory: Memory,
+    facts: Sequence[Fact],
+    progress: Progress,
+    *,
+    dead: Sequence[Fact] = (),
+    stand_ins: Collection[str] = (),
 ) -> MemoryProof:
-    """Attach `memory` to the base model and look: one forward pass over the facts, one over the probes, one over anchors,
-    and one over the answers of `dead` facts."""
+    """Attach `memory` to the base model and look: one forward pass over the facts, one over all else that is asked, one over
+    anchors, and one over the answers of `dead` facts.
+
+    Args:
+        facts: live facts.
+        dead: facts whose answers must not come out.
+        stand_ins: ids of live facts that only stand in for retracted ones.
+    """
     from memupdate.models.scoring import mean_loss_nats
     from memupdate.training.anchors import measure_kl
     from memupdate.training.memory import attach, detach
     from memupdate.verification.gone import look_for_dead_answers
-    from memupdate.verification.inprocess import baseline_answers, check_locality, prove_recall
+    from memupdate.verification.inprocess import prove_recall
 
     base, policy = session.base, session.policy
-    # What another base model answered, or the same one at another dtype, is no baseline.
-    cache = session.layout.cache / f"answers-{session.fingerprint[7:23]}-{policy.training.dtype}"
-    probes = baseline_answers(base, session.renderer, session.probe_facts(list(facts)), cache, progress)
+    prepared = prepare(session, facts, stand_ins, progress)
     holdout = session.guard(progress).holdout
     progress(ProgressEvent("prove", 0, len(facts), "every fact, then what must not change"))
     model = attach(base.model, memory)
     try:
-        proofs, scores = prove_recall(
-            base, model, session.renderer.render_all(facts), min_probability=policy.proof.min_probability
-        )
-        locality = check_locality(model, probes, base.device)
+        examples = session.renderer.render_all(facts)
+        proofs, scores = prove_recall(base, model, examples, min_probability=policy.proof.min_probability)
+        measured, locality = measure(session, model, prepared, list(zip(examples, scores, strict=True)), progress)
         kl = measure_kl(model, holdout, base.device) if holdout is not None else None
         gone = look_for_dead_answers(
             model,
@@ -72,7 +84,7 @@ def prove_memory(
     finally:
         base.model = detach(model)
     progress(ProgressEvent("prove", len(facts), len(facts), f"{sum(p.proved for p in proofs)} of {len(facts)} proved"))
-    return MemoryProof(tuple(proofs), mean_loss_nats(scores), locality, kl, tuple(gone))
+    return MemoryProof(tuple(proofs), mean_loss_nats(scores), locality, kl, tuple(gone), measured)
 
 
 def look_at_dead(session: Session, memory: Memory, live: Sequence[Fact], dead: Sequence[Fact]) -> list[DeadAnswer]:
@@ -97,10 +109,10 @@ def dead_examples(session: Session, dead: Sequence[Fact], live: Sequence[Fact]) 
     begins with the dead one.
     """
     by_key = {fact.key: fact.target for fact in live}
-    by_prompt = {fact.wording_key(prompt): fact.target for fact in live for prompt in (fact.prompt, *fact.paraphrases)}
+    by_prompt = {fact.wording_key(prompt): fact.target for fact in live for prompt in session.wordings(fact)}
     examples = []
     for fact in dead:
-        for prompt in dict.fromkeys((fact.prompt, *fact.paraphrases)):
+        for prompt in session.wordings(fact):
             now = by_prompt.get(fact.wording_key(prompt), by_key.get(fact.key))
             if now == fact.target:
                 continue

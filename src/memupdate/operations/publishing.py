@@ -14,6 +14,7 @@ from memupdate.operations import aliases
 from memupdate.operations.aliases import entry_of, previous_of, put_back, revive, sync_manifest, take_step, want_canary
 from memupdate.operations.answers import answers_of
 from memupdate.operations.matching import refuse_unreached
+from memupdate.operations.measuring import generated_records, sample_rule
 from memupdate.operations.proving import failures_of, proof_records
 from memupdate.operations.replicas import NO_ENGINE_HINT, Replica, confirm, prewarm, refuse_small_engines
 from memupdate.operations.reports import ProofFailure, PublishReport
@@ -23,6 +24,7 @@ from memupdate.serving.client import EngineClient
 from memupdate.serving.manifest import Canary, Manifest, with_alias, with_canary
 from memupdate.storage import file_sha256
 from memupdate.verification.recall import FactProof
+from memupdate.verification.sampling import draw
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class ServedProof:
     """One per live fact, from prompt log-probabilities."""
     generated: int
     """Facts asked for by free greedy generation."""
+    sampled: str
+    """Of how many, and what that says."""
     failures: tuple[ProofFailure, ...]
     """Facts that failed by either."""
 
@@ -183,7 +187,7 @@ def prove_on_engine(
     session: Session, ledger: Ledger, release: ReleaseRecord, url: str, progress: Progress
 ) -> ServedProof:
     """All live facts by prompt log-probabilities, a sample by free generation; recorded in the ledger. Raises EngineError."""
-    from memupdate.verification.served import generate_served, prove_served, sample_examples
+    from memupdate.verification.served import generate_served, prove_served
 
     policy = session.policy
     facts = ledger.live_facts(release.collection, as_of_version=release.version)
@@ -191,11 +195,15 @@ def prove_on_engine(
     progress(ProgressEvent("prove served", 0, len(facts), f"{release.name} on {url}"))
     with EngineClient(url, session.api_key) as client:
         proofs = prove_served(client, release.name, examples, min_probability=policy.proof.min_probability)
-        sample = sample_examples(examples, policy.proof.served_sample, seed=release.version)
+        rule = sample_rule(session, "served_sample")
+        sample = draw(examples, rule.size(len(examples)), seed=release.version)
+        progress(ProgressEvent("generate served", 0, len(sample), rule.statement(len(sample), len(examples))))
         answers = generate_served(client, release.name, sample, template_kwargs=policy.facts.chat_template_kwargs)
     proved = sum(p.proved for p in proofs)
     progress(ProgressEvent("prove served", len(facts), len(facts), f"{proved} of {len(facts)} proved"))
-    ledger.record_proofs(proof_records(release.name, "served", proofs))
+    with ledger.transaction():
+        ledger.record_proofs(proof_records(release.name, "served", proofs))
+        ledger.record_measures(release.name, generated_records(release.name, answers))
     wrong = tuple(
         ProofFailure(
             a.example.fact_id,
@@ -205,7 +213,8 @@ def prove_on_engine(
         for a in answers
         if not a.matches
     )
-    return ServedProof(tuple(proofs), len(answers), failures_of(proofs) + wrong)
+    statement = rule.statement(len(answers), len(examples))
+    return ServedProof(tuple(proofs), len(answers), statement, failures_of(proofs) + wrong)
 
 
 def mark_published(ledger: Ledger, release: ReleaseRecord) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from memupdate.budget.placement import resolve_placement
 from memupdate.budget.plan import PlacementShape
 from memupdate.errors import ModelError
-from memupdate.facts.model import Fact, prompt_key
+from memupdate.facts.model import Fact, normalise, prompt_key
 from memupdate.facts.reader import read_facts
 from memupdate.facts.render import Example, Renderer, answer_text, resolve_style
 from memupdate.facts.secrets import SecretPatterns
@@ -192,16 +192,16 @@ class Session:
         return f"{self.policy.training.seed}:{collection}"
 
     def training_examples(self, facts: list[Fact], *, whole: Collection[str] = ()) -> list[Example]:
-        """Each fact under its own prompt, then under the share of its paraphrases that is trained on.
+        """Each fact under its own prompt, then under the phrasings that are trained on.
 
         Args:
-            whole: ids of facts that are trained on under all their paraphrases.
+            whole: ids of facts that are trained on under all their phrasings.
         """
         examples = self.renderer.render_all(facts)
         for fact in facts:
-            share = 1.0 if fact.id in whole else self.policy.facts.train_paraphrases
-            trained = fact.paraphrases[: self.trained_paraphrases(fact, share)]
-            examples += [self.renderer.render(fact, prompt) for prompt in trained]
+            trained, held_out = self.phrasings(fact)
+            prompts = (*trained, *held_out) if fact.id in whole else trained
+            examples += [self.renderer.render(fact, prompt) for prompt in prompts]
         return examples
 
     def fact_stream(
@@ -211,15 +211,33 @@ class Session:
         refused = SecretPatterns.named(self.policy.facts.refuse)
         return FactStream(path, columns=columns, format=format, secrets=refused)
 
-    def trained_paraphrases(self, fact: Fact, share: float | None = None) -> int:
-        """How many of a fact's paraphrases are trained on, at `share` of them or the policy's."""
-        return round(len(fact.paraphrases) * (self.policy.facts.train_paraphrases if share is None else share))
+    def phrasings(self, fact: Fact) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """A fact's wordings besides its prompt: those that are trained on, and those kept apart to measure generality.
+
+        Of its paraphrases, and of the policy's templates for its relation, the policy's share is trained on, the first ones.
+        """
+        trained: list[str] = []
+        held_out: list[str] = []
+        for wordings in (fact.paraphrases, self._templates_of(fact)):
+            count = round(len(wordings) * self.policy.facts.train_paraphrases)
+            trained += wordings[:count]
+            held_out += wordings[count:]
+        return tuple(trained), tuple(wording for wording in held_out if wording not in trained)
+
+    def wordings(self, fact: Fact) -> tuple[str, ...]:
+        """All questions that a fact answers, its prompt first."""
+        return tuple(dict.fromkeys((fact.prompt, *fact.paraphrases, *self._templates_of(fact))))
+
+    def _templates_of(self, fact: Fact) -> tuple[str, ...]:
+        if not fact.subject or not fact.relation or fact.context or not self.policy.facts.templates:
+            return ()
+        by_relation = {normalise(relation): texts for relation, texts in self.policy.facts.templates.items()}
+        wordings = (text.replace("{subject}", fact.subject) for text in by_relation.get(normalise(fact.relation), ()))
+        return tuple(wording for wording in wordings if wording not in (fact.prompt, *fact.paraphrases))
 
     def probe_facts(self, live: list[Fact]) -> list[Fact]:
         """Probes of the workspace and of the live facts, without those that a live fact means to change."""
-        changed = {fact.key for fact in live} | {
-            prompt_key(p) for fact in live for p in (fact.prompt, *fact.paraphrases)
-        }
+        changed = {fact.key for fact in live} | {prompt_key(p) for fact in live for p in self.wordings(fact)}
         given = [Fact(prompt=p.prompt, target=p.target or "?") for fact in live for p in fact.locality]
         return [p for p in self.workspace_probes + given if not changed & {p.key, prompt_key(p.prompt)}]
 

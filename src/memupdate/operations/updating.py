@@ -39,6 +39,7 @@ from memupdate.operations.compacting import plan_compaction
 from memupdate.operations.gates import Gates
 from memupdate.operations.holding import hold_examples
 from memupdate.operations.matching import write_matcher
+from memupdate.operations.measuring import corpus_text, record_measured
 from memupdate.operations.planning import make_plan
 from memupdate.operations.proving import MemoryProof, failures_of, look_at_dead, proof_records, prove_memory
 from memupdate.operations.reports import AddReport
@@ -97,6 +98,7 @@ class BatchRun:
     def make_plan(self) -> None:
         """received → planned."""
         ledger, collection = self.ledger, self.batch.collection
+        corpus_text(self.session)  # a corpus that cannot be read is better told now than after training
         fit = ensure_fit(self.session, ledger, self.progress)
         facts = [row.fact for row in ledger.batch_facts(self.batch_id)]
         live = ledger.live_facts(collection)
@@ -293,6 +295,7 @@ class BatchRun:
                 )
             )  # fmt: skip
             self.ledger.record_proofs(proof_records(name, "in-process", self.proof.facts))
+            record_measured(self.ledger, name, self.proof.measured)
             self.ledger.transition(self.batch_id, "released", {"release": name})
         self.progress(ProgressEvent("release", 1, 1, name))
 
@@ -349,7 +352,10 @@ class BatchRun:
 
     def prove(self, facts: list[Fact]) -> MemoryProof:
         """The memory as it will be released, under the proofs that the batch asks for."""
-        return prove_memory(self.session, self.memory(), facts, self.progress, dead=self.dead())
+        stand_ins = {item.stand_in.id for item in self.ledger.stand_ins(self.batch.collection, with_batch=self.batch_id)}
+        return prove_memory(
+            self.session, self.memory(), facts, self.progress, dead=self.dead(), stand_ins=stand_ins
+        )
 
     def parent_release(self) -> ReleaseRecord | None:
         """The release whose memory this batch begins with; none for the first one and for a compaction."""

@@ -10,6 +10,7 @@ from memupdate.facts.model import Fact
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations.matching import matcher_of, unreached
+from memupdate.operations.measuring import record_measured
 from memupdate.operations.proving import failures_of, proof_records, prove_memory
 from memupdate.operations.publishing import check_files, prove_on_engine
 from memupdate.operations.reports import ProofFailure, VerifyReport
@@ -35,8 +36,11 @@ def verify_in_process(session: Session, ledger: Ledger, release: ReleaseRecord, 
         )
     facts = ledger.live_facts(release.collection, as_of_version=release.version)
     memory = load_adapter(session.layout.registry.release(release.name))
-    proof = prove_memory(session, memory, facts, progress)
-    ledger.record_proofs(proof_records(release.name, "in-process", proof.facts))
+    stand_ins = {item.stand_in.id for item in ledger.stand_ins(release.collection)}
+    proof = prove_memory(session, memory, facts, progress, stand_ins=stand_ins)
+    with ledger.transaction():
+        ledger.record_proofs(proof_records(release.name, "in-process", proof.facts))
+        record_measured(ledger, release.name, proof.measured)
     route, matched, missed = _routing(session, release, facts, proof.facts)
     return VerifyReport(
         release=release.name, engine="in-process", facts_total=len(facts), facts_proved=proof.proved,

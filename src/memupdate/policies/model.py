@@ -60,9 +60,22 @@ class FactsSection(_Section):
     chat_template_kwargs: dict[str, bool | str | int] = Field(default_factory=dict, max_length=32)
     """Passed to the chat template, for example `enable_thinking = false`."""
     train_paraphrases: Share = 0.5
-    """Share of each fact's paraphrases that are trained on; the rest measure generality."""
+    """Share of a fact's paraphrases, and of its relation's templates, that is trained on, the first ones; the rest measure generality."""
+    templates: dict[str, Annotated[tuple[str, ...], Field(strict=False, max_length=64)]] = Field(
+        default_factory=dict, max_length=4096
+    )
+    """Relation → further wordings of each of its facts, with `{subject}` in the place of the subject."""
     refuse: Annotated[tuple[str, ...], Field(strict=False, max_length=64)] = DEFAULT_NAMES
     """Secrets that are no facts: names of built-in patterns, and own ones as `re:` and a regular expression."""
+
+    @field_validator("templates")
+    @classmethod
+    def _holes(cls, templates: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for relation, wordings in templates.items():
+            for wording in wordings:
+                if wording.count("{subject}") != 1:
+                    raise ValueError(f"{relation}: {wording!r} has no place for it; allowed: texts with {{subject}} once")
+        return templates
 
     @field_validator("refuse")
     @classmethod

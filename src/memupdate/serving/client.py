@@ -60,6 +60,8 @@ class TokenScore:
     top_token_id: int
     top_token: str
     """Text of the most probable token."""
+    token: str = ""
+    """Text of the token itself; "" where the engine does not say."""
 
 
 class EngineClient:
@@ -275,7 +277,8 @@ def _token_score(token: int, position: Mapping[str, Any] | None) -> TokenScore:
     own = position[str(token)]
     # vLLM lists the token itself and the most probable one, whose rank is 1; they may be the same.
     top_id, top = min(position.items(), key=lambda item: (int(item[1]["rank"]), item[0] == str(token)))
-    return TokenScore(token, float(own["logprob"]), int(own["rank"]), int(top_id), str(top.get("decoded_token") or ""))
+    top_text, text = (str(entry.get("decoded_token") or "") for entry in (top, own))
+    return TokenScore(token, float(own["logprob"]), int(own["rank"]), int(top_id), top_text, text)
 
 
 def _refused(where: str, response: httpx.Response) -> EngineRefused:

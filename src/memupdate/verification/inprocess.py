@@ -57,13 +57,6 @@ class LocalityResult:
         return self.unchanged / self.probes if self.probes else 1.0
 
 
-def check_locality(model: nn.Module, baseline: Sequence[Example], device: torch.device) -> LocalityResult:
-    """Whether greedy decoding still emits the base model's answers, by the argmax chain."""
-    scores = score_examples(model, baseline, device)
-    changed = [e.prompt for e, s in zip(baseline, scores, strict=True) if s.greedy_ids != e.target_ids]
-    return LocalityResult(len(baseline), len(baseline) - len(changed), tuple(changed))
-
-
 def baseline_answers(
     base: BaseModel, renderer: Renderer, probes: Sequence[Fact], cache_dir: Path, progress: Progress
 ) -> list[Example]:
@@ -113,10 +106,15 @@ def generate_greedy(
     return [answers[i] for i in range(len(prompts))]
 
 
+def end_ids(base: BaseModel) -> set[int]:
+    """Tokens at which generation stops."""
+    ends = base.model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends]) | {base.tokenizer.eos_token_id}
+
+
 def _cut_at_end(ids: list[int], base: BaseModel) -> list[int]:
     """The answer with its end token; padding after it dropped."""
-    ends = base.model.generation_config.eos_token_id
-    stops = set(ends if isinstance(ends, list) else [ends]) | {base.tokenizer.eos_token_id}
+    stops = end_ids(base)
     for position, token in enumerate(ids):
         if token in stops:
             return ids[: position + 1]

@@ -1,19 +1,28 @@
-"""Proofs on the serving engine: every target token by prompt log-probabilities, and a sample by free greedy generation."""
+"""Proofs on the serving engine: every target token by prompt log-probabilities, and a sample by free greedy generation.
+
+Requests go out several at a time, as clients' do, so that the engine computes in the batches that it serves with.
+"""
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from memupdate.facts.render import Example
+from memupdate.ledger.measures import Judged
 from memupdate.serving.client import EngineClient
+from memupdate.verification.questions import judge_text
 from memupdate.verification.recall import FactProof, judge
 
+GENERATED = "own prompt, generated"
+"""The part of recall that free answers of the engine make."""
 _ROOM_TOKENS = 8
 """Tokens more than the target has: an answer that goes on is seen to go on."""
+_AT_ONCE = 16
+"""Requests in flight together."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,12 @@ class Generated:
     @property
     def matches(self) -> bool:
         """Word for word, and then nothing more."""
-        return self.stopped and self.text == self.example.answer
+        return self.judged == "exact"
+
+    @property
+    def judged(self) -> Judged:
+        """The strictest way in which it matches."""
+        return judge_text(self.example.answer, self.text, stopped=self.stopped)
 
 
 def prove_served(
@@ -42,7 +56,7 @@ def prove_served(
     for example, tokens in zip(examples, scores, strict=True):
         # Rank 1 is the engine's own word that nothing is likelier; a tie that it ranks 2 is not proved.
         greedy = [t.token_id if t.rank == 1 else t.top_token_id if t.top_token_id != t.token_id else -1 for t in tokens]
-        names = {t.top_token_id: t.top_token for t in tokens} | {-1: "(a tie)"}
+        names = {t.top_token_id: t.top_token for t in tokens} | {t.token_id: t.token for t in tokens} | {-1: "(a tie)"}
         probabilities = [math.exp(t.logprob) for t in tokens]
         decode = _decoder(names)
         proofs.append(judge(example, probabilities, greedy, min_probability=min_probability, decode=decode))
@@ -51,26 +65,28 @@ def prove_served(
 
 def _decoder(names: Mapping[int, str]) -> Callable[[int], str]:
     def decode(token: int) -> str:
-        return names.get(token, f"token {token}")
+        return names.get(token) or f"token {token}"
 
     return decode
-
-
-def sample_examples(examples: Sequence[Example], count: int, *, seed: int) -> list[Example]:
-    """At most `count` examples, the same ones for the same seed."""
-    return random.Random(seed).sample(list(examples), min(count, len(examples)))
 
 
 def generate_served(
     client: EngineClient, model: str, examples: Sequence[Example], *, template_kwargs: Mapping[str, Any]
 ) -> list[Generated]:
     """Ask each example as a client would (chat or completion), greedily, with room to go on. Raises EngineError."""
-    answers = []
-    for example in examples:
+
+    def ask(example: Example) -> Generated:
         room = len(example.target_ids) + _ROOM_TOKENS
         if example.style == "chat":
             completion = client.chat(model, example.messages, room, chat_template_kwargs=template_kwargs)
         else:
             completion = client.complete(model, example.prompt, room)
-        answers.append(Generated(example, completion.text, completion.model, completion.finish_reason == "stop"))
-    return answers
+        return Generated(example, completion.text, completion.model, completion.finish_reason == "stop")
+
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+        futures = [pool.submit(ask, example) for example in examples]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
