@@ -1,8 +1,7 @@
 """Twenty batches in a row on one collection: what is left of the earlier ones, and of what the base model knew.
 
 Invariant: `memupdate` itself writes the first line of batches (`Workspace.add`, each batch planned, trained, proved and released). The
-contrasts write the same batches at the same ranks with the same trainer and the same number of attempts, without guard, without replay,
-or without both.
+contrasts write the same batches at the same ranks with the same trainer and the same number of attempts, without guard or without replay.
 """
 
 from __future__ import annotations
