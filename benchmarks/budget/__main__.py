@@ -27,7 +27,7 @@ from memupdate.law.density import density_from
 from memupdate.law.fit import LawFit, fit_laws
 from memupdate.law.points import points_from_json
 from memupdate.ledger.ledger import Ledger
-from memupdate.operations.calibrating import ensure_fit
+from memupdate.operations.calibrating import ensure_laws
 from memupdate.operations.session import Session
 from memupdate.progress import no_progress
 
@@ -71,7 +71,8 @@ def judge(
             if int(batch.name.rsplit("-", 1)[1]) in sizes and evaluate.is_measured(batch.name, runs)
         ]
         with Ledger.open(session.layout.ledger) as ledger:
-            fits = {"": ten_minute_fit(session, calibration), "_shipped": ensure_fit(session, ledger, no_progress)}
+            shipped = ensure_laws(session, ledger, "budget", no_progress)[0].fit
+            fits = {"": ten_minute_fit(session, calibration), "_shipped": shipped}
             judged = {
                 f"{name}{how}": [
                     evaluate.outcome_of(batch, evaluate.plan_rank(session, ledger, fit, batch, measure=asks), runs)

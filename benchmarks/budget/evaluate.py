@@ -18,7 +18,7 @@ from memupdate.errors import OverBudget
 from memupdate.law.fit import LawFit
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import FactsDiff
-from memupdate.operations.planning import make_plan
+from memupdate.operations.planning import Candidate, make_plan
 from memupdate.operations.session import Session
 
 MANY_FACTS = 100_000
@@ -52,7 +52,7 @@ def plan_rank(session: Session, ledger: Ledger, fit: LawFit, batch: HeldOutBatch
     """The rank that `add` (`measure`: the base model is asked) or `plan` (without torch) chooses for an empty memory."""
     diff = FactsDiff(batch.facts, (), ())
     try:
-        return make_plan(session, ledger, "budget", diff, fit, live_before=[], measure=measure).rank
+        return make_plan([Candidate(session, fit)], ledger, "budget", diff, live_before=[], measure=measure).rank
     except OverBudget:
         return None
 

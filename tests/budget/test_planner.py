@@ -16,7 +16,7 @@ from memupdate.budget.ranks import RANK_LADDER
 from memupdate.errors import ExitCode, OverBudget
 from memupdate.law.density import BaseLoss
 from memupdate.law.errors import LawError
-from memupdate.law.fit import fit_laws
+from memupdate.law.fit import at_harm, fit_laws
 from memupdate.law.needed_rank import Size
 from memupdate.law.points import LawPoint
 from memupdate.storage import canonical_json
@@ -130,24 +130,45 @@ def test_facts_added_never_lower_the_rank_however_cheap(tokens, more, nats, chea
     assert after is None or (before is not None and before <= after)
 
 
+FITS_AT = {kl: at_harm(WHOLE_FIT, points(), kl) for kl in (0.006, 0.01, 0.03, 0.06, None)}
+
+
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from([8, 16, 64, 512]), st.floats(0.05, 0.95), st.sampled_from([0.005, 0.03]), st.floats(0.5, 9))
+@given(st.sampled_from([8, 16, 64, 512]), st.floats(0.05, 0.95), st.sampled_from([0.006, 0.03, None]), st.floats(0.5, 9))
 def test_free_capacity_for_every_fact_is_the_exact_inverse(rank, level, kl, nats):
-    limits, base_loss = Limits(rank, rank, 0.99, kl, all_proved=level), BaseLoss(nats, 0.1)
-    room = free_capacity(WHOLE_FIT, PLACEMENT, rank, limits, base_loss=base_loss)
+    fit, limits, base_loss = FITS_AT[kl], Limits(rank, rank, 0.99, kl, all_proved=level), BaseLoss(nats, 0.1)
+    room = free_capacity(fit, PLACEMENT, rank, limits, base_loss=base_loss)
     if room:
-        assert plan_update(request(room, limits=limits, fit=WHOLE_FIT, base_loss=base_loss)).rank == rank
+        assert plan_update(request(room, limits=limits, fit=fit, base_loss=base_loss)).rank == rank
     with pytest.raises(OverBudget):
-        plan_update(request(room + 1, limits=limits, fit=WHOLE_FIT, base_loss=base_loss))
+        plan_update(request(room + 1, limits=limits, fit=fit, base_loss=base_loss))
 
 
-def test_capacity_at_less_harm_is_smaller():
-    rooms = [
-        free_capacity(WHOLE_FIT, PLACEMENT, 32, dataclasses.replace(WHOLE, max_kl_nats=kl))
-        for kl in (0.002, 0.006, 0.03)
-    ]
+def test_capacity_follows_the_harm_allowed_on_both_sides_of_the_fits_own_budget():
+    def room(fit, rank, kl):
+        return free_capacity(fit, PLACEMENT, rank, dataclasses.replace(WHOLE, max_kl_nats=kl))
+
+    rooms = [room(FITS_AT[kl], 8, kl) for kl in (0.006, 0.01, 0.03, None)]
     assert rooms == sorted(rooms)
-    assert rooms[0] < rooms[-1]
+    assert 0 < rooms[0] < rooms[-1]
+    # Where harm does not bind, a tighter budget changes the law's last digits only.
+    assert room(FITS_AT[0.006], 32, 0.006) == pytest.approx(room(WHOLE_FIT, 32, 0.03), rel=0.05)
+
+
+def test_points_counted_at_another_harm_and_back_give_the_same_law():
+    assert FITS_AT[0.03] is WHOLE_FIT
+    assert FITS_AT[0.006] != WHOLE_FIT
+    assert at_harm(FITS_AT[0.006], points(), 0.03) == WHOLE_FIT
+
+
+@pytest.mark.parametrize("kl", [0.01, 0.06, None])
+def test_a_law_that_counts_another_harm_as_held_is_refused(kl):
+    limits = dataclasses.replace(WHOLE, max_kl_nats=kl)
+    with pytest.raises(LawError, match=r"harm of at most 0\.03 nats"):
+        plan_update(request(300, limits=limits, fit=WHOLE_FIT))
+    with pytest.raises(LawError, match=r"harm"):
+        free_capacity(WHOLE_FIT, PLACEMENT, 32, limits)
+    assert plan_update(request(300, limits=limits, fit=FITS_AT.get(kl))).rank >= limits.min_rank
 
 
 def test_planning_loads_no_torch():

@@ -73,14 +73,14 @@ def test_no_proposal_without_a_reason_or_where_nothing_is_won(make: Callable[...
     with workspace.writer("test") as ledger:
         fit = planning.current_fit(workspace.session, ledger)
         assert fit is not None
-        assert compacting.advice(workspace.session, ledger, "acme", fit) is None, "nothing was released"
+        assert compacting.advice(workspace.session, ledger, "acme") is None, "nothing was released"
         add(ledger, facts(2), rank=2)
         assert compacting.reasons_to_compact(workspace.session, ledger, "acme") == [
             "the memory has rank 2, the limit is 2"
         ]
-        assert compacting.advice(workspace.session, ledger, "acme", fit) is None, "the same facts at the same rank"
+        assert compacting.advice(workspace.session, ledger, "acme") is None, "the same facts at the same rank"
         add(ledger, facts(2, start=2), rank=64)
-        line = compacting.advice(workspace.session, ledger, "acme", fit)
+        line = compacting.advice(workspace.session, ledger, "acme")
     assert line is not None
     assert "the limit is 2" in line
     assert "(64 now)" in line
@@ -92,16 +92,12 @@ def test_before_growth_the_smaller_memory_is_proposed(make: Callable[..., Worksp
     workspace = make(compaction__dead_share="1.0")
     session = workspace.session
     with workspace.writer("test") as ledger:
-        fit = planning.current_fit(session, ledger)
-        assert fit is not None
         add(ledger, facts(40), rank=1)
         retract(ledger, facts(8), rank=1)
-        new = facts(2, start=100)
-        plan = planning.make_plan(
-            session, ledger, "acme", FactsDiff(tuple(new), (), ()), fit, live_before=ledger.live_facts("acme")
-        )
+        new, laws = FactsDiff(tuple(facts(2, start=100)), (), ()), planning.candidates(session, ledger, "acme")
+        plan = planning.make_plan(laws, ledger, "acme", new, live_before=ledger.live_facts("acme"))
         assert plan.rank > plan.rank_before == 1
-        line = compacting.advice(session, ledger, "acme", fit, plan)
+        line = compacting.advice(session, ledger, "acme", plan)
     assert line is not None
     assert "with the update after it" in line or f"not {plan.rank}" in line
 
@@ -118,7 +114,8 @@ def test_over_budget_names_compaction_where_stand_ins_take_the_room(make: Callab
         new = FactsDiff(tuple(facts(4, start=10_000)), (), ())
 
         def plan() -> None:
-            planning.make_plan(session, ledger, "acme", new, fit, live_before=ledger.live_facts("acme"))
+            laws = planning.candidates(session, ledger, "acme")
+            planning.make_plan(laws, ledger, "acme", new, live_before=ledger.live_facts("acme"))
 
         plan()
         retract(ledger, facts(10), rank=4)

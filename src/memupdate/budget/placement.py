@@ -17,6 +17,9 @@ PLACEMENTS = ("mlp-all", "mlp-one", "all-linear")
 """`mlp-all`: the MLPs of all layers. `mlp-one`: the MLP of one layer at 60 % depth, as in arXiv 2605.30260.
 `all-linear`: MLPs and attention of all layers."""
 
+AUTO = "auto"
+"""Of a policy: whichever placement the plan finds cheapest."""
+
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose decoder layers all have `self_attn.{q,k,v,o}_proj` and `mlp.{gate,up,down}_proj` under
 `model.layers.<i>`."""

@@ -27,6 +27,11 @@ class PlacementShape:
         """Σ (d_in + d_out): effective parameters that one rank adds."""
         return sum(d_in + d_out for _, d_in, d_out in self.matrices)
 
+    @property
+    def modules(self) -> frozenset[str]:
+        """Last parts of the matrices' names, for example `up_proj`."""
+        return frozenset(name.rpartition(".")[2] for name, _, _ in self.matrices)
+
 
 @dataclass(frozen=True)
 class Plan:

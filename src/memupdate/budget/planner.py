@@ -57,10 +57,10 @@ def plan_update(request: PlanRequest) -> Plan:
 
     Raises:
         OverBudget: no rank within the limits passes; the message says what is missing and by how much.
-        LawError: the fit is of another placement.
+        LawError: the fit is of another placement or harm budget.
     """
     fit, limits, placement = request.fit, request.limits, request.placement
-    _refuse_other_placement(fit, placement)
+    _refuse_other_law(fit, placement, limits)
     if request.facts_new + request.facts_superseding == 0 and request.rank_before > 0:
         check = _check(request, request.rank_before)
         return _plan(request, check, (f"nothing new to write: the memory keeps its rank {check.rank}",))
@@ -90,14 +90,14 @@ def free_capacity(
         fit: the law.
         placement: which matrices are adapted.
         rank: of the memory.
-        limits: what must hold; its `max_kl_nats` is the harm that the capacity is at.
+        limits: what must hold; its `max_kl_nats` is the harm that the capacity is at (`law.fit.at_harm` counts points anew for it).
         target_tokens_live: held already.
         base_loss: of what is to be written; None takes the fit's mean.
 
     Raises:
-        LawError: the fit is of another placement.
+        LawError: the fit is of another placement or harm budget.
     """
-    _refuse_other_placement(fit, placement)
+    _refuse_other_law(fit, placement, limits)
 
     def fits(tokens: int) -> bool:
         return _measure(fit, placement, rank, _size(tokens, base_loss), limits).fits
@@ -137,17 +137,12 @@ def _measure(fit: LawFit, placement: PlacementShape, rank: int, what: Size, limi
         )
     elif limits.all_proved is None and share.low < limits.proved_share:
         failures.append(f"{share.low:.2%} of facts proved at the pessimistic end, {limits.proved_share:.2%} wanted")
-    if kl is not None and limits.max_kl_nats is not None and _is_tighter(limits, fit) and kl.high > limits.max_kl_nats:
+    # A law of whole memories has the harm budget in what it calls held.
+    if kl is not None and limits.max_kl_nats is not None and limits.all_proved is None and kl.high > limits.max_kl_nats:
         failures.append(f"harm {kl.high:.4f} nats at the pessimistic end, {limits.max_kl_nats:.4f} allowed")
     if limits.max_adapter_bytes and size > limits.max_adapter_bytes:
         failures.append(f"an adapter of {size:,} bytes, {limits.max_adapter_bytes:,} allowed")
     return _Check(rank, share, whole, kl, size, tuple(failures))
-
-
-def _is_tighter(limits: Limits, fit: LawFit) -> bool:
-    """Whether harm has to be asked for on its own: a law of whole memories at this budget has it in what it calls held."""
-    asked = limits.max_kl_nats
-    return limits.all_proved is None or fit.max_kl_nats is None or (asked is not None and asked < fit.max_kl_nats)
 
 
 def _plan(request: PlanRequest, check: _Check, reasons: tuple[str, ...]) -> Plan:
@@ -272,9 +267,18 @@ def _raise_rank(request: PlanRequest, largest: _Check) -> str:
     return f"no rank that vLLM serves (up to {SERVING_RANKS[-1]}) is expected to do: relax the limits"
 
 
-def _refuse_other_placement(fit: LawFit, placement: PlacementShape) -> None:
+def _refuse_other_law(fit: LawFit, placement: PlacementShape, limits: Limits) -> None:
     if fit.placement != placement.name:
         raise LawError(
             f"the law was fitted for placement {fit.placement}, the plan is for {placement.name}",
             "run `memupdate calibrate`",
         )
+    if limits.all_proved is not None and fit.max_kl_nats != limits.max_kl_nats:
+        raise LawError(
+            f"the law counts as held what keeps {_harm(fit.max_kl_nats)}, the plan asks for {_harm(limits.max_kl_nats)}",
+            "fit it again, or count its points at this budget with `memupdate.law.fit.at_harm`",
+        )
+
+
+def _harm(max_kl_nats: float | None) -> str:
+    return "any harm" if max_kl_nats is None else f"harm of at most {max_kl_nats:g} nats"

@@ -56,6 +56,14 @@ def calibrate(
         Path | None,
         typer.Option("--facts", metavar="FACTS", help="Write this file's facts, not shipped or synthetic ones."),
     ] = None,
+    placement: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--placement",
+            metavar="NAME",
+            help="Measure this placement (mlp-all, mlp-one, all-linear); more than one share the minutes. Default: the policy's.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write memories of several ranks and sizes into the base model, and fit the memory law to what they held.
@@ -71,8 +79,9 @@ def calibrate(
     workspace = session_of(ctx).open_workspace()
     with progress_on_stderr() as progress:
         outcome = workspace.calibrate(
-            minutes=minutes, expected=expected, ranks=rank_list, sizes=size_list, facts=facts, progress=progress
-        )
+            minutes=minutes, expected=expected, ranks=rank_list, sizes=size_list, facts=facts, placements=placement or (),
+            progress=progress,
+        )  # fmt: skip
     emit("calibrate", outcome, as_json=as_json, view=calibration_views)
 
 

@@ -35,6 +35,7 @@ def calibration_views(report: CalibrationReport) -> list[RenderableType]:
         law_table(report.fit),
         Text(done),
         *(Text(message) for message in report.messages),
+        *(view for other in report.others for view in calibration_views(other)),
     ]
 
 

@@ -223,13 +223,7 @@ def fit_laws(
             seed=seed,
         ),
         duration=fit_one(usable, [max(point.duration_s, 1e-3) for point in usable], DURATION),
-        needed=fit_needed_rank(
-            [point.effective_parameters for point in usable],
-            [point.target_tokens for point in usable],
-            [point.loss_before_nats for point in usable],
-            [holds(point, max_kl_nats) for point in usable],
-            confidence=confidence,
-        ),
+        needed=_needed(usable, max_kl_nats, confidence),
         max_kl_nats=max_kl_nats,
         density=density,
         forms=compare_forms(usable, [holds(point, max_kl_nats) for point in usable], confidence=confidence, seed=seed),
@@ -237,9 +231,42 @@ def fit_laws(
     )
 
 
+def at_harm(fit: LawFit, points: Sequence[LawPoint], max_kl_nats: float | None) -> LawFit:
+    """The same laws with the needed rank at another harm budget, tighter or looser: what held is counted anew from each point's harm.
+
+    A run is what it is: it was trained under its policy's budget. At a looser one it might have ended sooner, at a tighter one it might
+    have gone on until it kept that too; both make the rank found here rather too large than too small.
+
+    Args:
+        fit: of `points`.
+        points: what it was fitted to.
+        max_kl_nats: the budget; None for none.
+
+    Raises:
+        LawError: as `fit_laws`.
+    """
+    return (
+        fit
+        if max_kl_nats == fit.max_kl_nats
+        else dataclasses.replace(
+            fit, needed=_needed(_usable(points), max_kl_nats, fit.confidence), max_kl_nats=max_kl_nats
+        )
+    )
+
+
 def holds(point: LawPoint, max_kl_nats: float | None) -> bool:
     """Whether the memory held all its facts, harm within the budget."""
     return point.all_proved and (max_kl_nats is None or point.kl_nats is None or point.kl_nats <= max_kl_nats)
+
+
+def _needed(points: Sequence[LawPoint], max_kl_nats: float | None, confidence: float) -> NeededRank:
+    return fit_needed_rank(
+        [point.effective_parameters for point in points],
+        [point.target_tokens for point in points],
+        [point.loss_before_nats for point in points],
+        [holds(point, max_kl_nats) for point in points],
+        confidence=confidence,
+    )
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _score_share(points: Sequence[LawPoint], held: Sequence[bool], confidence: f
         parameters, tokens = [p.effective_parameters for p in seen], [p.target_tokens for p in seen]
         law = fit_residual_law(
             parameters, tokens, [p.loss_after_nats for p in seen],
-            shape=RESIDUAL_LOSS, confidence=confidence, bootstrap=_BOOTSTRAP, seed=seed,
+            shape=RESIDUAL_LOSS, confidence=confidence, bootstrap=_BOOTSTRAP, seed=seed, scored=False,
         )  # fmt: skip
         link = fit_recall_link(
             law, parameters, tokens, [p.facts for p in seen], [p.facts_proved for p in seen], confidence=confidence, seed=seed

@@ -129,6 +129,7 @@ def fit_residual_law(
     confidence: float,
     bootstrap: int,
     seed: int,
+    scored: bool = True,
 ) -> ResidualLaw:
     """Fit `y(P, ℓ)` to measured `values` (not negative), one per point.
 
@@ -140,6 +141,7 @@ def fit_residual_law(
         confidence: of the intervals of K, γ, δ and y0.
         bootstrap: draws.
         seed: of the draws.
+        scored: whether cells, ranks and sizes are left out in turn, most of the work; without, those errors are NaN or None.
     """
     lp, lt = np.log(np.asarray(parameters, dtype=np.float64)), np.log(np.asarray(tokens, dtype=np.float64))
     log_y = np.log(np.maximum(np.asarray(values, dtype=np.float64), MIN_VALUE))
@@ -153,8 +155,9 @@ def fit_residual_law(
     freedom = max(len(log_y) - 4.0, 1.0)
     scatter = max(float(np.sqrt(np.sum(residuals**2) / freedom)), _MIN_SCATTER)
     noise = rounded(scatter * noise_quantiles(bootstrap, freedom, rng))
-    unseen_rank = problem.held_out_error(best, cells, cells.rank_group) if cells.ranks >= 3 else None
-    unseen_size = problem.held_out_error(best, cells, cells.size_group) if cells.sizes >= 3 else None
+    unseen_cell = problem.held_out_error(best, cells, cells.cell) if scored else math.nan
+    unseen_rank = problem.held_out_error(best, cells, cells.rank_group) if scored and cells.ranks >= 3 else None
+    unseen_size = problem.held_out_error(best, cells, cells.size_group) if scored and cells.sizes >= 3 else None
     constants = draws[:, 0] + draws[:, 1] * centre[0] - draws[:, 2] * centre[1]
     return ResidualLaw(
         k=intervals.central(
@@ -165,7 +168,7 @@ def fit_residual_law(
         floor=intervals.central(draws[:, 3], float(best[3]), confidence),
         scatter=scatter,
         r2=intervals.r_squared(log_y, log_y - residuals),
-        mape_unseen_cell=problem.held_out_error(best, cells, cells.cell),
+        mape_unseen_cell=unseen_cell,
         mape_unseen_rank=unseen_rank,
         mape_unseen_size=unseen_size,
         points=len(log_y),

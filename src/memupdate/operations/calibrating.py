@@ -8,19 +8,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memupdate.budget.design import CROWDED_FACTS, CROWDED_RANKS, CROWDED_SHARE, Cell, Choice, Kind, Setting, next_cell
+from memupdate.budget.placement import PLACEMENTS
 from memupdate.law.density import Density
 from memupdate.law.drift import drift_of
 from memupdate.law.errors import LawError
 from memupdate.law.fit import LawFit, fit_laws
-from memupdate.law.points import LawPoint
 from memupdate.ledger.ledger import Ledger
 from memupdate.operations import cells
 from memupdate.operations.cells import CellJob, Written
-from memupdate.operations.planning import current_fit, planned_points
+from memupdate.operations.planning import (
+    Candidate,
+    candidates,
+    current_fit,
+    placements_of,
+    planned_points,
+    points_of,
+    unfitted,
+)
 from memupdate.operations.reports import CalibrationReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
@@ -41,6 +50,8 @@ class Wish:
     expected: tuple[int, int] = DEFAULT_EXPECTED
     facts: Path | None = None
     cells: tuple[Cell, ...] = ()
+    placements: tuple[str, ...] = ()
+    """To measure, each for its share of the minutes; empty: those that the policy lets an empty memory have."""
 
 
 def grid(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[Cell, ...]:
@@ -49,7 +60,24 @@ def grid(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[Cell, ...]:
 
 
 def calibrate(session: Session, ledger: Ledger, wish: Wish, progress: Progress) -> CalibrationReport:
-    """Write cells that the ledger lacks, store each when it is done, fit, store the fit.
+    """Write cells that the ledger lacks, store each when it is done, fit, store the fit; for one placement after the other.
+
+    Raises:
+        PolicyError: there is no such placement.
+        LawError: for one placement, the cells do not span two ranks and two sizes, or the time was too short for that; what was
+            measured before, and the fits of the placements before it, are kept.
+        FactsError: the file cannot be read or holds fewer facts than the largest cell.
+    """
+    wanted = tuple(session.with_placement(name) for name in wish.placements) or session.placements()
+    for placed in wanted:
+        _ = placed.shape  # an unknown name is told before anything is trained
+    share = replace(wish, minutes=wish.minutes / len(wanted))
+    first, *others = [_calibrate(placed, ledger, share, progress) for placed in wanted]
+    return replace(first, others=tuple(others))
+
+
+def _calibrate(session: Session, ledger: Ledger, wish: Wish, progress: Progress) -> CalibrationReport:
+    """Calibrate one placement.
 
     Raises:
         LawError: the cells do not span two ranks and two sizes, or the time was too short for that.
@@ -81,7 +109,7 @@ class _Calibration:
     def __init__(self, session: Session, ledger: Ledger, wish: Wish, progress: Progress) -> None:
         self.session, self.ledger, self.wish, self.progress = session, ledger, wish, progress
         largest = max((cell.facts for cell in wish.cells), default=wish.expected[1])
-        self.job = CellJob(session.root, session.recipe, wish.facts, largest)
+        self.job = CellJob(session.root, session.recipe, session.shape.name, wish.facts, largest)
         self.density: Density | None = None
         self.done, self.processor_s, self.crowded_s = 0, 0.0, 0.0
         self.messages: list[str] = []
@@ -162,7 +190,7 @@ class _Calibration:
             done, message = total - len(self.queue) - len(running), f"{len(self.queue)} cells wait"
         if not now:
             done, message = total, "no cell is left"
-        told = f"{self.done} cells written, {message}{f'; now {now}' if now else ''}"
+        told = f"{self.session.shape.name}: {self.done} cells written, {message}{f'; now {now}' if now else ''}"
         self.progress(ProgressEvent("calibrate", min(done, total), total, told))
 
     def _setting(self, density: Density) -> Setting:
@@ -186,51 +214,63 @@ class _Calibration:
         )
 
 
-def points_of(session: Session, ledger: Ledger) -> list[LawPoint]:
-    """All measured points that match the present model, placement and recipe."""
-    return list(ledger.law_points(session.fingerprint, session.shape.name, session.recipe))
-
-
 def refit(session: Session, ledger: Ledger, *, density: Density | None = None) -> LawFit:
     """Fit the law to all matching points and store it as the latest; what batches missed their plans by widens it.
 
     Args:
         session: the workspace.
         ledger: its points and earlier fits.
-        density: base loss by token class; None keeps that of the fit before.
+        density: base loss by token class; None keeps that of an earlier fit, of any placement: it is the base model's.
 
     Raises:
         LawError: too few points.
     """
-    before = current_fit(session, ledger)
     policy = session.policy
     fit = fit_laws(
         points_of(session, ledger),
         confidence=policy.budget.confidence,
         max_kl_nats=policy.guard.max_kl_nats if policy.guard.enabled else None,
-        density=density or (before.density if before else None),
+        density=density or _known_density(session, ledger),
         drift=drift_of(planned_points(session, ledger)).widening,
     )
     ledger.add_fit(fit.base_fingerprint, fit.placement, fit.recipe, fit.to_json())
     return fit
 
 
-def ensure_fit(session: Session, ledger: Ledger, progress: Progress) -> LawFit:
-    """The law to plan with: the latest, one of the points that are there, or one of a short calibration.
+def _known_density(session: Session, ledger: Ledger) -> Density | None:
+    own = session.shape.name
+    for name in (own, *(other for other in PLACEMENTS if other != own)):
+        fit = current_fit(session.with_placement(name), ledger)
+        if fit is not None and fit.density is not None:
+            return fit.density
+    return None
+
+
+def ensure_laws(
+    session: Session, ledger: Ledger, collection: str, progress: Progress, *, afresh: bool = False
+) -> tuple[Candidate, ...]:
+    """The placements that the collection's memory may have, with the laws to plan by; at least one.
+
+    A law is made of the points that are there. Where no placement has any, the first of them gets a short calibration.
+
+    Args:
+        afresh: the memory is to be written afresh, so that it need not keep its placement.
 
     Raises:
         LawError: the workspace was calibrated, but for another base model, placement or training policy.
     """
-    fit = current_fit(session, ledger)
-    if fit is not None:
-        return fit
-    changed = ledger.calibrated_otherwise(session.fingerprint, session.shape.name, session.recipe)
+    for placed in unfitted(session, ledger, collection, afresh=afresh):
+        with suppress(LawError):  # points of one rank or one size
+            refit(placed, ledger)
+    found = candidates(session, ledger, collection, afresh=afresh)
+    if found:
+        return found
+    first = placements_of(session, ledger, collection, afresh=afresh)[0]
+    name = first.shape.name
+    changed = ledger.calibrated_otherwise(first.fingerprint, name, first.recipe)
     if changed:
         raise LawError(
             f"the memory law of this workspace is of another {', '.join(changed)}: its ranks would be wrong here",
-            "run `memupdate calibrate` for one of this policy, or take the change back; the earlier law is kept",
+            f"run `memupdate calibrate --placement {name}` for one of this policy, or take the change back; the earlier law is kept",
         )
-    try:
-        return refit(session, ledger)
-    except LawError:
-        return calibrate(session, ledger, Wish(minutes=QUICK_MINUTES), progress).fit
+    return (Candidate(first, _calibrate(first, ledger, Wish(minutes=QUICK_MINUTES), progress).fit),)

@@ -53,6 +53,7 @@ class CellJob:
     root: Path
     recipe: str
     """Of the session: a policy that was changed since is another job."""
+    placement: str
     facts: Path | None
     """The operator's own facts; None for shipped or invented ones."""
     sizes: int
@@ -193,8 +194,13 @@ class _Here(Executor):
 
 
 @cache
+def _workspace(root: Path, _recipe: str) -> Session:
+    """One per worker, whatever placements it writes in: the weights are loaded once."""
+    return Session.open(root)
+
+
 def _session(job: CellJob) -> Session:
-    return Session.open(job.root)
+    return _workspace(job.root, job.recipe).with_placement(job.placement)
 
 
 @cache

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memupdate.budget.choice import plan_cheapest
 from memupdate.budget.plan import Plan, PlanRequest
 from memupdate.budget.planner import plan_update
 from memupdate.errors import OverBudget
 from memupdate.facts.model import Fact
-from memupdate.law.fit import LawFit
 from memupdate.ledger.ledger import Ledger
-from memupdate.operations.planning import limits
+from memupdate.operations import planning
+from memupdate.operations.planning import Candidate, limits
 from memupdate.operations.reports import Report
 from memupdate.operations.session import Session
 
@@ -40,24 +41,27 @@ def command(collection: str) -> str:
     return f"memupdate compact -c {collection}"
 
 
-def plan_compaction(session: Session, collection: str, live: Sequence[Fact], fit: LawFit) -> Plan:
-    """Plan for `live` in an empty memory. Raises OverBudget."""
-    targets = session.count_targets(live)
-    return plan_update(
-        PlanRequest(
-            collection=collection,
-            facts_new=0,
-            facts_superseding=0,
-            facts_unchanged=len(live),
-            facts_live=len(live),
-            target_tokens_new=0,
-            target_tokens_live=targets.total(),
-            rank_before=0,
-            placement=session.shape,
-            fit=fit,
-            limits=limits(session),
-            base_loss=fit.base_loss(targets),
-        )
+def plan_compaction(candidates: Sequence[Candidate], collection: str, live: Sequence[Fact]) -> Plan:
+    """Plan for `live` in an empty memory, under the cheapest of the placements that it may have. Raises OverBudget."""
+    targets = candidates[0].session.count_targets(live)
+    return plan_cheapest(
+        [
+            PlanRequest(
+                collection=collection,
+                facts_new=0,
+                facts_superseding=0,
+                facts_unchanged=len(live),
+                facts_live=len(live),
+                target_tokens_new=0,
+                target_tokens_live=targets.total(),
+                rank_before=0,
+                placement=candidate.session.shape,
+                fit=candidate.fit,
+                limits=limits(candidate.session),
+                base_loss=candidate.fit.base_loss(targets),
+            )
+            for candidate in candidates
+        ]
     )
 
 
@@ -68,13 +72,13 @@ def live_without_stand_ins(ledger: Ledger, collection: str) -> tuple[list[Fact],
     return [fact for fact in live if fact.id not in dropped], len(dropped)
 
 
-def preview(session: Session, ledger: Ledger, collection: str, fit: LawFit) -> CompactionPlan:
+def preview(ledger: Ledger, collection: str, candidates: Sequence[Candidate]) -> CompactionPlan:
     """What `compact` would do; changes nothing. Raises OverBudget."""
     live, dropped = live_without_stand_ins(ledger, collection)
     latest = ledger.latest_release(collection)
     return CompactionPlan(
         collection=collection,
-        plan=plan_compaction(session, collection, live, fit),
+        plan=plan_compaction(candidates, collection, live),
         rank_before=latest.rank if latest else 0,
         facts_live=len(live),
         facts_dropped=dropped,
@@ -100,8 +104,8 @@ def reasons_to_compact(session: Session, ledger: Ledger, collection: str) -> lis
     return reasons
 
 
-def advice(session: Session, ledger: Ledger, collection: str, fit: LawFit, plan: Plan | None = None) -> str | None:
-    """One line that proposes a compaction; None where it would win nothing.
+def advice(session: Session, ledger: Ledger, collection: str, plan: Plan | None = None) -> str | None:
+    """One line that proposes a compaction; None where it would win nothing, or no law tells.
 
     Proposed where a trigger is reached and the fresh memory is smaller or rid of dead answers; and before an update that
     makes the memory grow, where compacting first and adding then takes less time by the law, or a smaller rank.
@@ -115,26 +119,37 @@ def advice(session: Session, ledger: Ledger, collection: str, fit: LawFit, plan:
     grows = plan is not None and plan.rank > plan.rank_before > 0
     if latest is None or not (reasons or grows):
         return None
+    candidates = planning.candidates(session, ledger, collection, afresh=True)
+    if not candidates:
+        return None
     live, dropped = live_without_stand_ins(ledger, collection)
     try:
-        fresh = plan_compaction(session, collection, live, fit)
+        fresh = plan_compaction(candidates, collection, live)
         if plan is not None and grows:
-            reasons += _against_growth(session, ledger, fit, plan, fresh)
+            own = next(found for found in candidates if found.session.shape.name == fresh.placement)
+            reasons += _against_growth(own, ledger, plan, fresh)
     except OverBudget:
         return None
-    if not reasons or (fresh.rank >= latest.rank and not dropped and not ledger.dead_count(collection)):
+    held_in = latest.rank * session.with_placement(latest.placement).shape.parameters_per_rank
+    if not reasons or (fresh.effective_parameters >= held_in and not dropped and not ledger.dead_count(collection)):
         return None
+    now = f"{latest.rank} now" if fresh.placement == latest.placement else f"{latest.placement}, {latest.rank} now"
+    rank = f"rank {fresh.rank}" if fresh.placement == latest.placement else f"{fresh.placement}, rank {fresh.rank}"
     return (
-        f"`{command(collection)}` is worth its time: {'; '.join(reasons)}. Afresh, the live facts take rank {fresh.rank} "
-        f"({latest.rank} now) and about {human_duration(fresh.expected_duration_s.mid)}"
+        f"`{command(collection)}` is worth its time: {'; '.join(reasons)}. Afresh, the live facts take {rank} "
+        f"({now}) and about {human_duration(fresh.expected_duration_s.mid)}"
     )
 
 
-def _against_growth(session: Session, ledger: Ledger, fit: LawFit, plan: Plan, fresh: Plan) -> list[str]:
-    """Why to compact before `plan`, which grows the memory: less time in all, or a smaller memory after it."""
+def _against_growth(own: Candidate, ledger: Ledger, plan: Plan, fresh: Plan) -> list[str]:
+    """Why to compact before `plan`, which grows the memory: less time in all, or a smaller memory after it.
+
+    Args:
+        own: placement and law of `fresh`.
+    """
     from memupdate.reports.tables import human_duration
 
-    dropped = session.count_target_tokens([item.stand_in for item in ledger.stand_ins(plan.collection)])
+    dropped = own.session.count_target_tokens([item.stand_in for item in ledger.stand_ins(plan.collection)])
     after = plan_update(
         PlanRequest(
             collection=plan.collection,
@@ -145,9 +160,9 @@ def _against_growth(session: Session, ledger: Ledger, fit: LawFit, plan: Plan, f
             target_tokens_new=plan.target_tokens_new,
             target_tokens_live=max(plan.target_tokens_new, plan.target_tokens_live - dropped),
             rank_before=fresh.rank,
-            placement=session.shape,
-            fit=fit,
-            limits=limits(session),
+            placement=own.session.shape,
+            fit=own.fit,
+            limits=limits(own.session),
         )
     )
     both = fresh.expected_duration_s.mid + after.expected_duration_s.mid
@@ -156,6 +171,7 @@ def _against_growth(session: Session, ledger: Ledger, fit: LawFit, plan: Plan, f
             f"with the update after it {human_duration(both)}, against {human_duration(plan.expected_duration_s.mid)} "
             f"to grow to rank {plan.rank}"
         ]
-    if after.rank < plan.rank:
-        return [f"the update then takes rank {after.rank}, not {plan.rank}"]
+    if after.adapter_bytes < plan.adapter_bytes:
+        rank = f"rank {after.rank}" if after.placement == plan.placement else f"{after.placement}, rank {after.rank}"
+        return [f"the update then takes {rank}, not {plan.rank}"]
     return []

@@ -3,22 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from memupdate.budget.choice import plan_cheapest
+from memupdate.budget.placement import AUTO
 from memupdate.budget.plan import Limits, Plan, PlanRequest, plan_from_json
-from memupdate.budget.planner import plan_update
 from memupdate.errors import OverBudget
 from memupdate.facts.model import Fact
 from memupdate.law.density import BaseLoss
 from memupdate.law.drift import PlannedPoint
 from memupdate.law.errors import LawError
-from memupdate.law.fit import LawFit
+from memupdate.law.fit import MIN_POINTS, LawFit
+from memupdate.law.points import LawPoint
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import FactsDiff
 from memupdate.operations.session import Session
 
 ADAPTER_BYTES_PER_ELEMENT = 4
 """Releases are written in float32."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A placement that a memory may have, and the law to plan it by."""
+
+    session: Session
+    """Under this placement."""
+    fit: LawFit
+
+
+def placements_of(session: Session, ledger: Ledger, collection: str, *, afresh: bool = False) -> tuple[Session, ...]:
+    """The session under each placement that the collection's memory may have.
+
+    A memory keeps the placement that its releases have, whatever the policy says since. An empty one, or one written `afresh`, has the
+    policy's, or, where that is `auto`, any.
+    """
+    latest = None if afresh else ledger.latest_release(collection)
+    return session.placements() if latest is None else (session.with_placement(latest.placement),)
+
+
+def candidates(session: Session, ledger: Ledger, collection: str, *, afresh: bool = False) -> tuple[Candidate, ...]:
+    """Of `placements_of`, those that have a law; none before a calibration."""
+    found = [
+        (placed, current_fit(placed, ledger)) for placed in placements_of(session, ledger, collection, afresh=afresh)
+    ]
+    return tuple(Candidate(placed, fit) for placed, fit in found if fit is not None)
+
+
+def unfitted(session: Session, ledger: Ledger, collection: str, *, afresh: bool = False) -> tuple[Session, ...]:
+    """Of `placements_of`, those without a law though there are points enough for one: shipped ones, or of an earlier version."""
+    return tuple(
+        placed
+        for placed in placements_of(session, ledger, collection, afresh=afresh)
+        if current_fit(placed, ledger) is None and len(points_of(placed, ledger)) >= MIN_POINTS
+    )
+
+
+def count_points(session: Session, ledger: Ledger, collection: str) -> int:
+    """Points of all placements that the collection's memory may have."""
+    return sum(len(points_of(placed, ledger)) for placed in placements_of(session, ledger, collection))
+
+
+def points_of(session: Session, ledger: Ledger) -> list[LawPoint]:
+    """All measured points that match the present model, placement and recipe."""
+    return list(ledger.law_points(session.fingerprint, session.shape.name, session.recipe))
 
 
 def current_fit(session: Session, ledger: Ledger) -> LawFit | None:
@@ -66,53 +114,66 @@ def rank_now(ledger: Ledger, collection: str) -> int:
 
 
 def make_plan(
-    session: Session,
+    candidates: Sequence[Candidate],
     ledger: Ledger,
     collection: str,
     diff: FactsDiff,
-    fit: LawFit,
     *,
     live_before: Sequence[Fact],
     measure: bool = False,
 ) -> Plan:
-    """Plan for writing `diff` on top of the live facts.
+    """Plan for writing `diff` on top of the live facts, under the cheapest of the placements that may hold them.
 
     Args:
-        session: the workspace.
+        candidates: these placements and their laws, at least one.
         ledger: what it holds.
         collection: where to write.
         diff: what is new.
-        fit: the law.
         live_before: facts that are live now.
         measure: ask the base model what the facts cost it, rather than estimating it from their tokens; loads torch.
 
     Raises:
         OverBudget: no rank within the policy's limits holds the live facts.
     """
+    session = candidates[0].session
     replaced = {old.id for _, old in diff.superseding}
     incoming = [*diff.new, *(new for new, _ in diff.superseding)]
     kept = [fact for fact in live_before if fact.id not in replaced]
     new, old = session.count_targets(incoming), session.count_targets(kept)
     live = [*kept, *incoming]
-    request = PlanRequest(
-        collection=collection,
-        facts_new=len(diff.new),
-        facts_superseding=len(diff.superseding),
-        facts_unchanged=len(diff.unchanged),
-        facts_live=len(live),
-        target_tokens_new=new.total(),
-        target_tokens_live=new.total() + old.total(),
-        rank_before=rank_now(ledger, collection),
-        placement=session.shape,
-        fit=fit,
-        limits=limits(session),
-        base_loss=measured_base_loss(session, live) if measure else fit.base_loss(new + old),
-    )
+    measured = measured_base_loss(session, live) if measure else None
+    requests = [
+        PlanRequest(
+            collection=collection,
+            facts_new=len(diff.new),
+            facts_superseding=len(diff.superseding),
+            facts_unchanged=len(diff.unchanged),
+            facts_live=len(live),
+            target_tokens_new=new.total(),
+            target_tokens_live=new.total() + old.total(),
+            rank_before=rank_now(ledger, collection),
+            placement=candidate.session.shape,
+            fit=candidate.fit,
+            limits=limits(session),
+            base_loss=measured or candidate.fit.base_loss(new + old),
+        )
+        for candidate in candidates
+    ]
     try:
-        return plan_update(request)
+        plan = plan_cheapest(requests)
     except OverBudget as error:
-        hint = _room_by_compacting(session, ledger, request, live)
+        hint = _room_by_compacting(session, ledger, requests, live)
         raise OverBudget(error.message, f"{error.hint}{hint}", error.details) from error
+    kept_placement = _kept_placement(session, plan)
+    return replace(plan, reasons=(*plan.reasons, kept_placement)) if kept_placement else plan
+
+
+def _kept_placement(session: Session, plan: Plan) -> str | None:
+    """Where the policy names another placement than the memory has: that it stays."""
+    wanted = session.policy.memory.placement
+    if plan.rank_before == 0 or wanted in (plan.placement, AUTO):
+        return None
+    return f"the memory is {plan.placement} and stays so; the policy's memory.placement = {wanted} holds from the next compaction on"
 
 
 def measured_base_loss(session: Session, facts: Sequence[Fact]) -> BaseLoss:
@@ -126,9 +187,10 @@ def measured_base_loss(session: Session, facts: Sequence[Fact]) -> BaseLoss:
     return BaseLoss(session.base_losses[key], 0.0)
 
 
-def _room_by_compacting(session: Session, ledger: Ledger, request: PlanRequest, live: Sequence[Fact]) -> str:
+def _room_by_compacting(session: Session, ledger: Ledger, requests: Sequence[PlanRequest], live: Sequence[Fact]) -> str:
     """What else to do about a batch that does not fit: compact, where that drops enough of what stands in for retracted facts."""
-    stand_ins = {item.stand_in.id: item.stand_in for item in ledger.stand_ins(request.collection)}
+    collection = requests[0].collection
+    stand_ins = {item.stand_in.id: item.stand_in for item in ledger.stand_ins(collection)}
     if not stand_ins:  # the usual case: the identities of all live facts are not worth working out
         return ""
     dropped = [stand_ins[fact.id] for fact in live if fact.id in stand_ins]
@@ -136,10 +198,10 @@ def _room_by_compacting(session: Session, ledger: Ledger, request: PlanRequest, 
     if not dropped:
         return ""
     try:
-        plan_update(replace(request, target_tokens_live=request.target_tokens_live - tokens))
+        plan_cheapest([replace(asked, target_tokens_live=asked.target_tokens_live - tokens) for asked in requests])
     except OverBudget:
         return ""
     return (
-        f"; `memupdate compact -c {request.collection}` makes room: it drops {tokens:,} target tokens that stand in for "
+        f"; `memupdate compact -c {collection}` makes room: it drops {tokens:,} target tokens that stand in for "
         f"{len(dropped)} retracted facts"
     )

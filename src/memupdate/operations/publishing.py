@@ -71,7 +71,7 @@ def publish(
     canary = None if canary_share is None else _canary_of(manifest, release, canary_share)
     if session.policy.proof.served and not replicas:
         raise EngineError(f"{name} cannot be proved on the engine: none is running for this workspace", NO_ENGINE_HINT)
-    refuse_small_engines(release, replicas)
+    refuse_small_engines(session, release, replicas)
     # A canary is reached by the route that its alias has already.
     refuse_unreached(
         session.layout.registry, ledger, release, before.route if canary and before else session.policy.serving.route

@@ -36,6 +36,8 @@ class Replica:
     url: str
     max_lora_rank: int | None = None
     """None: not known here, an engine of another machine."""
+    target_modules: tuple[str, ...] = ()
+    """What it has LoRA slots on; empty: not known here."""
 
 
 def replicas_of(session: Session, served: Sequence[str] = ()) -> tuple[Replica, ...]:
@@ -49,12 +51,21 @@ def replicas_of(session: Session, served: Sequence[str] = ()) -> tuple[Replica, 
             raise UsageError(f"{url!r} is no URL of an engine", "give it like http://gpu7:8000")
     if served:
         return tuple(Replica(url) for url in dict.fromkeys(u.rstrip("/").removesuffix("/v1") for u in served))
-    return tuple(Replica(engine.url, engine.max_lora_rank) for engine in running_engines(session.layout.engine))
+    return tuple(
+        Replica(engine.url, engine.max_lora_rank, engine.target_modules)
+        for engine in running_engines(session.layout.engine)
+    )
 
 
-def refuse_small_engines(release: ReleaseRecord, replicas: Sequence[Replica]) -> None:
-    """An engine's LoRA slots were sized when it started. Raises EngineError for a release that has outgrown them."""
+def refuse_small_engines(session: Session, release: ReleaseRecord, replicas: Sequence[Replica]) -> None:
+    """An engine's LoRA slots were sized and placed when it started. Raises EngineError for a release that has outgrown them."""
+    modules = session.with_placement(release.placement).shape.modules
     for replica in replicas:
+        if replica.target_modules and (missing := sorted(modules - set(replica.target_modules))):
+            raise EngineError(
+                f"{release.name} adapts {', '.join(missing)} ({release.placement}), where the engine at {replica.url} has no slots",
+                "restart `memupdate serve`: it makes room for the release and publishes it",
+            )
         if replica.max_lora_rank is not None and release.rank > replica.max_lora_rank:
             raise EngineError(
                 f"{release.name} has rank {release.rank}, but the engine at {replica.url} takes up to {replica.max_lora_rank}",

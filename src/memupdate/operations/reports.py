@@ -29,6 +29,8 @@ class CalibrationReport(Report):
     cells_run: int
     duration_s: float
     messages: tuple[str, ...] = ()
+    others: tuple[CalibrationReport, ...] = ()
+    """Of further placements, where several were measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fit in its own JSON form."""
@@ -38,6 +40,7 @@ class CalibrationReport(Report):
             "cells_run": self.cells_run,
             "duration_s": self.duration_s,
             "messages": list(self.messages),
+            "others": [report.to_dict() for report in self.others],
         }
 
 

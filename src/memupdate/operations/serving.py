@@ -68,14 +68,14 @@ def engine_limits(session: Session, ledger: Ledger) -> EngineLimits:
 
 
 def engine_settings(session: Session, ledger: Ledger, *, host: str, port: int) -> EngineSettings:
-    """What `serve` decides: LoRA slots as `engine_limits` says, on the adapted matrices only."""
+    """What `serve` decides: LoRA slots as `engine_limits` says, on the matrices only that a release may adapt."""
     serving, limits = session.policy.serving, engine_limits(session, ledger)
     return EngineSettings(
         model=str(session.folder.path),
         served_model_name=base_name(session),
         registry=session.layout.registry.root,
         log_path=session.layout.logs / "engine.log",
-        lora_target_modules=tuple(sorted({name.rpartition(".")[2] for name, _, _ in session.shape.matrices})),
+        lora_target_modules=target_modules(session, ledger),
         max_lora_rank=limits.max_lora_rank,
         max_loras=limits.max_loras,
         max_cpu_loras=limits.max_cpu_loras,
@@ -90,6 +90,16 @@ def engine_settings(session: Session, ledger: Ledger, *, host: str, port: int) -
         access=session.layout.registry.access if session.layout.registry.access.exists() else None,
         extra_args=tuple(serving.extra_args),
     )
+
+
+def target_modules(session: Session, ledger: Ledger) -> tuple[str, ...]:
+    """Last parts of the names of all matrices that a release may adapt: those of every release that an alias can point at, and of
+    what the policy would plan next: its placement, or, for `auto`, those that have a law (one of them where none has)."""
+    allowed = session.placements()
+    with_law = [s for s in allowed if ledger.latest_fit(s.fingerprint, s.shape.name, s.recipe)] or allowed[:1]
+    releases = {release.placement for release in ledger.releases(failed=False)}
+    shapes = {session.with_placement(name).shape for name in releases} | {placed.shape for placed in with_law}
+    return tuple(sorted({module for shape in shapes for module in shape.modules}))
 
 
 def base_name(session: Session) -> str:

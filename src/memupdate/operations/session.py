@@ -5,16 +5,17 @@ Importing this loads no torch; asking for `base` does.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from memupdate.budget.placement import resolve_placement
+from memupdate.budget.placement import AUTO, PLACEMENTS, resolve_placement
 from memupdate.budget.plan import PlacementShape
 from memupdate.errors import ModelError
 from memupdate.facts.model import Fact, normalise, prompt_key
@@ -53,15 +54,35 @@ class Guard:
     holdout: Anchors | None
 
 
+_Part = TypeVar("_Part")
+
+
+class _shared_property(Generic[_Part]):
+    """A `cached_property` of all placements of a session together: whichever asks first makes it for all."""
+
+    def __init__(self, make: Callable[[Session], _Part]) -> None:
+        self.make, self.name, self.__doc__ = make, make.__name__, make.__doc__
+
+    def __get__(self, session: Session, owner: type | None = None) -> _Part:
+        if self.name not in session.parts:
+            session.parts[self.name] = self.make(session)
+        part: _Part = session.parts[self.name]
+        return part
+
+
 @dataclass
 class Session:
-    """One workspace under one policy."""
+    """One workspace under one policy, and, where something is planned or written, under one placement."""
 
     root: Path
     config: WorkspaceConfig
     policy: Policy
     base_losses: dict[tuple[str, ...], float] = field(default_factory=dict)
     """Measured base loss of sets of facts, by their ids."""
+    parts: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What was made already and does not depend on the placement, by name."""
+    placement: str = ""
+    """Chosen with `with_placement`; empty for the policy's."""
 
     @classmethod
     def open(cls, root: Path) -> Session:
@@ -80,24 +101,36 @@ class Session:
         """What clients of the engine must show, from the environment; never written down."""
         return os.environ.get("VLLM_API_KEY") or None
 
-    @cached_property
+    @_shared_property
     def folder(self) -> ModelFolder:
         """The base model's folder. Raises ModelError."""
         model = self.config.model
         local = self.root / model
         return resolve_model(str(local) if local.is_dir() else model)
 
-    @cached_property
+    @_shared_property
     def fingerprint(self) -> str:
         """Identity of the base model."""
         return self.folder.fingerprint(self.layout.cache)
 
     @cached_property
     def shape(self) -> PlacementShape:
-        """The policy's placement on this model."""
-        return resolve_placement(self.policy.memory.placement, self.folder.config)
+        """The placement on this model. Raises PolicyError where the policy's is `auto` and none was chosen."""
+        return resolve_placement(self.placement or self.policy.memory.placement, self.folder.config)
 
-    @cached_property
+    def with_placement(self, name: str) -> Session:
+        """This session under placement `name`; model, tokenizer, anchors and all else are the same objects, loaded once."""
+        placed = copy.copy(self)
+        placed.__dict__.pop("shape", None)
+        placed.placement = name
+        return placed
+
+    def placements(self) -> tuple[Session, ...]:
+        """This session under each placement that the policy lets an empty memory have, the policy's first choice first."""
+        wanted = self.policy.memory.placement
+        return tuple(self.with_placement(name) for name in (PLACEMENTS if wanted == AUTO else (wanted,)))
+
+    @_shared_property
     def recipe(self) -> str:
         """Identity of all that measured points depend on besides model, placement, rank and facts."""
         values = self.policy.values()
@@ -126,7 +159,7 @@ class Session:
         for texts in self.folder.token_texts(answer_text(fact, style) for fact, style in styled):
             yield (*texts, "")
 
-    @cached_property
+    @_shared_property
     def tokenizer(self) -> Any:
         """The transformers tokenizer, with its chat template; loads no weights."""
         from transformers import AutoTokenizer
@@ -139,7 +172,7 @@ class Session:
                 f"{self.folder.path}: no tokenizer can be loaded ({first_line})", "download the model again"
             ) from error
 
-    @cached_property
+    @_shared_property
     def renderer(self) -> Renderer:
         """Facts to token ids under this policy."""
         section = self.policy.facts
@@ -148,7 +181,7 @@ class Session:
             self.tokenizer, rendering=section.rendering, template_kwargs=section.chat_template_kwargs, context=context
         )
 
-    @cached_property
+    @_shared_property
     def base(self) -> BaseModel:
         """The base model's weights, in memory."""
         from memupdate.models.base import load_base
@@ -241,7 +274,7 @@ class Session:
         given = [Fact(prompt=p.prompt, target=p.target or "?") for fact in live for p in fact.locality]
         return [p for p in self.workspace_probes + given if not changed & {p.key, prompt_key(p.prompt)}]
 
-    @cached_property
+    @_shared_property
     def workspace_probes(self) -> list[Fact]:
         """The facts of the probes file. Raises FactsError."""
         if not self.config.probes:

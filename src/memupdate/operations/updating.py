@@ -34,7 +34,7 @@ from memupdate.layout import (
 )
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import Batch, ReleaseRecord, SliceRecord
-from memupdate.operations.calibrating import ensure_fit, refit
+from memupdate.operations.calibrating import ensure_laws, refit
 from memupdate.operations.compacting import plan_compaction
 from memupdate.operations.gates import Gates
 from memupdate.operations.holding import hold_examples
@@ -84,6 +84,11 @@ class BatchRun:
         assert text is not None  # every state after `received` has a plan
         return plan_from_json(text)
 
+    @property
+    def placed(self) -> Session:
+        """The session under the plan's placement."""
+        return self.session.with_placement(self.plan.placement)
+
     def advance(self) -> None:
         """Go on from the batch's state until it is released.
 
@@ -99,14 +104,15 @@ class BatchRun:
         """received → planned."""
         ledger, collection = self.ledger, self.batch.collection
         corpus_text(self.session)  # a corpus that cannot be read is better told now than after training
-        fit = ensure_fit(self.session, ledger, self.progress)
+        afresh = self.batch.kind == "compact"
+        laws = ensure_laws(self.session, ledger, collection, self.progress, afresh=afresh)
         facts = [row.fact for row in ledger.batch_facts(self.batch_id)]
         live = ledger.live_facts(collection)
-        if self.batch.kind == "compact":
-            plan = plan_compaction(self.session, collection, self.facts(), fit)
+        if afresh:
+            plan = plan_compaction(laws, collection, self.facts())
         else:
             diff = ledger.diff(collection, facts)
-            plan = make_plan(self.session, ledger, collection, diff, fit, live_before=live, measure=True)
+            plan = make_plan(laws, ledger, collection, diff, live_before=live, measure=True)
         with ledger.transaction():
             ledger.set_plan(self.batch_id, canonical_json(asdict(plan)))
             ledger.transition(self.batch_id, "planned", {"rank": plan.rank, "fit": plan.fit_id})
@@ -147,7 +153,7 @@ class BatchRun:
     def refit(self) -> None:
         """The law, with what this batch taught it. A law that cannot be fitted must not cost the batch."""
         try:
-            refit(self.session, self.ledger)
+            refit(self.placed, self.ledger)
         except LawError as error:
             self.messages.append(f"planning goes on with the law as it was: {error.message}")
 
@@ -216,7 +222,7 @@ class BatchRun:
         """What this batch teaches the law: all live facts at the rank they are held in."""
         from memupdate.models.scoring import mean_loss_nats, score_examples
 
-        session, own = self.session, outcome.scores[: len(facts)]
+        session, own = self.placed, outcome.scores[: len(facts)]
         # Against the base model, not against the memory that this batch began with.
         examples = self.training_examples(facts)
         base = score_examples(session.base.model, examples, session.base.device)
@@ -291,7 +297,7 @@ class BatchRun:
                 ReleaseRecord(
                     name=name, collection=collection, version=version, batch=self.batch_id, parent=parent.name if parent else None,
                     relative_path=str(folder.relative_to(self.session.root)), digest=digest, rank=memory.rank,
-                    placement=self.session.shape.name, base_fingerprint=self.session.fingerprint,
+                    placement=self.plan.placement, base_fingerprint=self.session.fingerprint,
                 )
             )  # fmt: skip
             self.ledger.record_proofs(proof_records(name, "in-process", self.proof.facts))
@@ -366,7 +372,7 @@ class BatchRun:
         from memupdate.training.memory import empty_memory, load_adapter
 
         parent = self.parent_release()
-        return load_adapter(self.session.root / parent.relative_path) if parent else empty_memory(self.session.shape)
+        return load_adapter(self.session.root / parent.relative_path) if parent else empty_memory(self.placed.shape)
 
     def memory(self) -> Memory:
         """Parent and slice put together: what is proved and released."""

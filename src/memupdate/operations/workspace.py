@@ -59,7 +59,8 @@ from memupdate.storage import ensure_dir, readable_disk_errors, remove_leftovers
 
 PROBES_FILE = "probes.jsonl"
 SHIPPED_PROBES = "known.jsonl"
-SHIPPED_POINTS = "calibration.json"
+SHIPPED_POINTS = "calibration*.json"
+"""One file for each placement, or one for several."""
 
 
 class Workspace(LedgerQuestions):
@@ -177,6 +178,7 @@ class Workspace(LedgerQuestions):
         ranks: Sequence[int] | None = None,
         sizes: Sequence[int] | None = None,
         facts: Path | None = None,
+        placements: Sequence[str] = (),
         progress: Progress = no_progress,
     ) -> CalibrationReport:
         """Write memories into the base model and fit the law to what they held. Cells that are in the ledger are not run again.
@@ -187,9 +189,11 @@ class Workspace(LedgerQuestions):
             ranks: with `sizes`, an explicit sweep of ranks × numbers of facts instead; `minutes` then says nothing.
             sizes: see `ranks`.
             facts: a file of facts to write instead of shipped or invented ones.
+            placements: to measure, each for its share of the minutes; the policy's where none is named, which are all for `auto`.
             progress: told what is being written, and the time left.
 
         Raises:
+            PolicyError: there is no such placement.
             LawError: fewer than two ranks or two sizes, or too little time for four memories.
             UsageError: ranks without sizes, or sizes without ranks; an empty range; no time at all.
             FactsError: `facts` cannot be read or holds too few.
@@ -201,7 +205,8 @@ class Workspace(LedgerQuestions):
                 f"{minutes:g} minutes for {expected[0]} to {expected[1]} facts is no calibration",
                 "give some minutes, and a range of facts such as 20..500",
             )
-        wish = calibrating.Wish(minutes, expected, facts, calibrating.grid(ranks or (), sizes or ()))
+        cells, names = calibrating.grid(ranks or (), sizes or ()), tuple(dict.fromkeys(placements))
+        wish = calibrating.Wish(minutes, expected, facts, cells, names)
         with self.writer("calibrate") as ledger:
             return calibrating.calibrate(self.session, ledger, wish, progress)
 
@@ -230,15 +235,13 @@ class Workspace(LedgerQuestions):
         """
         name, stream = collection or self.collection, self.session.fact_stream(facts, columns=columns, format=format)
         with self.reader() as ledger, ledger.stage(name, stream, skip_invalid=skip_invalid) as staged:
-            fit = planning.current_fit(self.session, ledger)
-            if fit is None:
+            laws = planning.candidates(self.session, ledger, name)
+            if not laws or planning.unfitted(self.session, ledger, name):
                 with self.writer("plan") as writing:
-                    fit = calibrating.ensure_fit(self.session, writing, progress)
+                    laws = calibrating.ensure_laws(self.session, writing, name, progress)
             diff, live = staged.diff(), ledger.live_facts(name)
-            plan = (
-                None if diff.is_empty else planning.make_plan(self.session, ledger, name, diff, fit, live_before=live)
-            )
-            advice = compacting.advice(self.session, ledger, name, fit, plan)
+            plan = None if diff.is_empty else planning.make_plan(laws, ledger, name, diff, live_before=live)
+            advice = compacting.advice(self.session, ledger, name, plan)
             rows = tuple(staged.told())
             return PlanReport(
                 file=str(facts), collection=name, plan=plan, new=tuple(f.prompt for f in diff.new),
@@ -291,9 +294,8 @@ class Workspace(LedgerQuestions):
     def _refuse_plan(self, ledger: Ledger, name: str, diff: FactsDiff, progress: Progress) -> None:
         if not diff.is_empty:
             self.session.renderer.render_all([*diff.new, *(new for new, _ in diff.superseding)])
-            fit = calibrating.ensure_fit(self.session, ledger, progress)
-            live = ledger.live_facts(name)
-            planning.make_plan(self.session, ledger, name, diff, fit, live_before=live, measure=True)
+            laws = calibrating.ensure_laws(self.session, ledger, name, progress)
+            planning.make_plan(laws, ledger, name, diff, live_before=ledger.live_facts(name), measure=True)
 
     def plan_compaction(
         self, *, collection: str | None = None, progress: Progress = no_progress
@@ -306,9 +308,11 @@ class Workspace(LedgerQuestions):
         """
         with self.writer("compact --dry-run") as ledger:
             name = self._release(ledger, None, collection).collection
-            return compacting.preview(
-                self.session, ledger, name, calibrating.ensure_fit(self.session, ledger, progress)
-            )
+            return self._preview(ledger, name, progress)
+
+    def _preview(self, ledger: Ledger, name: str, progress: Progress) -> compacting.CompactionPlan:
+        laws = calibrating.ensure_laws(self.session, ledger, name, progress, afresh=True)
+        return compacting.preview(ledger, name, laws)
 
     def compact(
         self,
@@ -327,7 +331,7 @@ class Workspace(LedgerQuestions):
         """
         with self.writer("compact") as ledger:
             name = self._release(ledger, None, collection).collection
-            compacting.preview(self.session, ledger, name, calibrating.ensure_fit(self.session, ledger, progress))
+            self._preview(ledger, name, progress)
             policy = self.session.policy.resolved_json()
             batch = ledger.receive_compaction(name, policy, publish=publish, reason=reason)
             return self._advance(ledger, batch.id, progress)
@@ -553,7 +557,7 @@ class Workspace(LedgerQuestions):
         engine, engine_lines = serving.engine_status(session.layout)
         with self.reader() as ledger:
             latest = ledger.latest_release(self.collection)
-            fit = planning.current_fit(session, ledger)
+            laws = planning.candidates(session, ledger, self.collection)
             entries = self._entries()
             aliases = {alias: entry.release for alias, entry in entries.items()}
             behind = canaries.canary_messages(entries)
@@ -563,7 +567,7 @@ class Workspace(LedgerQuestions):
                 if (newest := ledger.latest_release(alias)) is not None
                 and newest.name not in (entry.release, entry.canary and entry.canary.release)
             ]
-            advice = None if fit is None else compacting.advice(session, ledger, self.collection, fit)
+            advice = compacting.advice(session, ledger, self.collection)
             behind += [] if advice is None else [advice]
             behind += [told for name in ledger.collections() if (told := purging.purged_advice(ledger, name))]
             behind += unfinished_messages(ledger.batches(unfinished=True), lock_holder(session.layout.lock))
@@ -572,7 +576,7 @@ class Workspace(LedgerQuestions):
                 collection=self.collection, aliases=aliases, facts_live=len(ledger.live_facts(self.collection)),
                 rank=latest.rank if latest else 0, releases=len(ledger.releases()),
                 unfinished_batches=tuple((b.id, b.state) for b in ledger.batches(unfinished=True)),
-                law_points=len(calibrating.points_of(session, ledger)), fit_id=fit.fit_id if fit else None,
+                law_points=planning.count_points(session, ledger, self.collection), fit_id=laws[0].fit.fit_id if laws else None,
                 engine=engine, messages=(*engine_lines, *behind),
             )  # fmt: skip
 
@@ -694,19 +698,15 @@ def progress_ready(progress: Progress, url: str, aliases: dict[str, str]) -> Non
 
 def _take_shipped_points(session: Session, ledger: Ledger) -> None:
     """Law points measured before and shipped with the model, where they are of this very model and policy."""
-    file = session.folder.path / SHIPPED_POINTS
-    if not file.is_file():
-        return
-    text = file.read_text(encoding="utf-8")
-    points = [replace(p, origin="shipped") for p in points_from_json(text)]
-    matching = [
-        p
-        for p in points
-        if (p.base_fingerprint, p.placement, p.recipe) == (session.fingerprint, session.shape.name, session.recipe)
-    ]
-    if matching:
-        ledger.add_law_points(matching)
-        calibrating.refit(session, ledger, density=density_from(json.loads(text).get("density")))
+    for file in sorted(session.folder.path.glob(SHIPPED_POINTS)):
+        text = file.read_text(encoding="utf-8")
+        own = (session.fingerprint, session.recipe)
+        points = [p for p in points_from_json(text) if (p.base_fingerprint, p.recipe) == own]
+        ledger.add_law_points(replace(p, origin="shipped") for p in points)
+        density = density_from(json.loads(text).get("density"))
+        for placed in session.placements():  # others are fitted when a policy first asks for them
+            if any(p.placement == placed.shape.name for p in points):
+                calibrating.refit(placed, ledger, density=density)
 
 
 def _nothing_new(

@@ -317,6 +317,7 @@ class Engine:
             "url": self.url,
             "served_model_name": self.settings.served_model_name,
             "max_lora_rank": serving_rank(self.settings.max_lora_rank),
+            "lora_target_modules": list(self.settings.lora_target_modules),
             "started_at_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "log_path": str(self.settings.log_path),
         }

@@ -39,6 +39,8 @@ class RunningEngine:
     """Why it was last started again."""
     limits: tuple[str, ...] = ()
     """How its LoRA slots were chosen, one line each."""
+    target_modules: tuple[str, ...] = ()
+    """Last parts of the names of the matrices that have slots; empty in notes of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def running_engine(path: Path, *, timeout_s: float = 5.0) -> RunningEngine | Non
             restarts=int(value.get("restarts", 0)),
             last_failure=str(value.get("last_failure", "")),
             limits=tuple(str(line) for line in value.get("limits", ())),
+            target_modules=tuple(str(name) for name in value.get("lora_target_modules", ())),
         )
     except (KeyError, TypeError, ValueError):
         return None
