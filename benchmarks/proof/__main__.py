@@ -85,7 +85,7 @@ def tables(figures: dict[str, Any], details: dict[str, Any]) -> str:
         "proved",
         "generated on vLLM",
         "held-out phrasings",
-        "probes as before",
+        "must stay: unchanged",
         "KL, nats",
         "perplexity ratio",
     )
@@ -99,7 +99,7 @@ def _line(row: dict[str, Any], served: dict[str, Any]) -> tuple[object, ...]:
         f"{row['proved']} of {row['facts']}",
         f"{served['generated']} of {served['asked']}",
         f"{row['held_out_right'] / row['held_out']:.1%}",
-        f"{row['locality']:.1%}",
+        f"{row['near_unchanged'] / row['near_asked']:.1%}",
         f"{row['kl_nats']:.4f}",
         f"{row['perplexity_ratio']:.4f}",
     )

@@ -6,16 +6,16 @@ fact's own prompt; the old one as absent where no phrasing of the fact, trained 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from benchmarks.proof.asking import ask_all
 from benchmarks.proof.releases import Rows, Say, add_release, facts_of
 from benchmarks.recording import ROOT
 
 from memupdate import Workspace
 from memupdate.facts.model import Fact
 from memupdate.facts.reader import read_facts
+from memupdate.serving.client import EngineClient
+from memupdate.verification.served import generate_served
 
 COLLECTION = "endoflife"
 FILES = ("2024-01-01.jsonl", "2025-01-01.jsonl")
@@ -41,9 +41,10 @@ def _ask(workspace: Workspace, rows: Rows) -> dict[str, Any]:
     phrasings = [(fact, prompt) for fact in changed for prompt in (fact.prompt, *fact.paraphrases)]
     session = workspace.session
     kwargs = session.policy.facts.chat_template_kwargs
-    with workspace.engine() as url:
-        own = ask_all(url, record.name, session.renderer.render_all(live), kwargs)
-        every = ask_all(url, record.name, [session.renderer.render(f, p) for f, p in phrasings], kwargs)
+    asked = [session.renderer.render(fact, prompt) for fact, prompt in phrasings]
+    with workspace.engine() as url, EngineClient(url) as client:
+        own = generate_served(client, record.name, session.renderer.render_all(live), template_kwargs=kwargs)
+        every = generate_served(client, record.name, asked, template_kwargs=kwargs)
     given = {a.example.fact_id for a in own if a.matches}
     back = {fact.id for (fact, _), answer in zip(phrasings, every, strict=True) if _says(answer.text, old[fact.key])}
     return {
@@ -69,8 +70,3 @@ def figures(row: dict[str, Any]) -> dict[str, float | int]:
         "endoflife_unchanged_given": round(row["unchanged_given"] / (row["facts"] - row["changed"]), 4),
         "endoflife_rank": row["rank"],
     }
-
-
-def describe(row: dict[str, Any]) -> str:
-    """The row as JSON for the log."""
-    return json.dumps({k: v for k, v in row.items() if not isinstance(v, list)})

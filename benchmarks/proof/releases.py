@@ -8,14 +8,12 @@ study goes on after the last one.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.proof.asking import ask_all
 from benchmarks.proof.worlds import WORLD_SEED, batches, world_facts, write_facts
 
 from memupdate import Workspace
@@ -24,10 +22,10 @@ from memupdate.facts.render import Example
 from memupdate.layout import RELEASE_FILE
 from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations.session import Session
-from memupdate.progress import no_progress
 from memupdate.serving.client import EngineClient
 from memupdate.storage import write_text_atomic
-from memupdate.verification.served import prove_served
+from memupdate.verification.neighbours import is_guess
+from memupdate.verification.served import generate_served, prove_served
 
 WORLD, BARE = "world", "bare"
 
@@ -126,47 +124,46 @@ def held_out(session: Session, facts: Sequence[Fact], phrasings: dict[str, tuple
 
 
 def held_out_phrasings(session: Session, facts: Sequence[Fact]) -> dict[str, tuple[str, ...]]:
-    """By fact's key: the paraphrases that the policy leaves out."""
-    return {fact.key: fact.paraphrases[session.trained_paraphrases(fact) :] for fact in facts}
+    """By fact's key: the paraphrases that the policy keeps apart."""
+    return {fact.key: session.phrasings(fact)[1] for fact in facts}
 
 
 def measure_in_process(
     workspace: Workspace, record: ReleaseRecord, phrasings: dict[str, tuple[str, ...]]
 ) -> dict[str, Any]:
-    """What one release answers in this process: its facts under other phrasings, and general text."""
+    """What one release answers in this process under other phrasings, and what `add` measured of it."""
     from memupdate.models.scoring import score_examples
     from memupdate.training.memory import attach, detach, load_adapter
 
     session = workspace.session
     facts, _ = facts_of(workspace, record)
     asked = held_out(session, facts, phrasings)
-    base_text = text_loss_nats(session, session.base.model)
     model = attach(session.base.model, load_adapter(session.layout.registry.release(record.name)))
     try:
         scores = score_examples(model, asked, session.base.device)
-        text = text_loss_nats(session, model)
     finally:
         session.base.model = detach(model)
     papers = json.loads((session.layout.registry.release(record.name) / RELEASE_FILE).read_text(encoding="utf-8"))
-    right = sum(score.greedy_ids == example.target_ids for score, example in zip(scores, asked, strict=True))
+    with workspace.reader() as ledger:
+        counts, text = ledger.measure_counts(record.name, "in-process"), ledger.text_measure(record.name)
+    assert text is not None  # the policy has a guard
+    near = [count for count in counts if count.measure == "locality" and not is_guess(count.part)]
     return {
-        "release": record.name, "rank": record.rank, "facts": len(facts), "proved": sum(f["proved"] for f in papers["facts"]),
-        "smallest_probability": min(f["min_probability"] for f in papers["facts"]), "held_out": len(asked), "held_out_right": right,
-        "locality": papers["probes_unchanged_share"], "kl_nats": papers["kl_nats"], "perplexity_ratio": math.exp(text - base_text),
-    }  # fmt: skip
-
-
-def text_loss_nats(session: Session, model: Any) -> float:
-    """Mean loss on the held-out text of the guard, nats per token: text that no training has seen."""
-    import torch
-
-    from memupdate.training.anchors import model_logits
-
-    holdout = session.guard(no_progress).holdout
-    assert holdout is not None
-    with torch.inference_mode():
-        logits = model_logits(model, holdout.ids)
-        return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), holdout.ids[:, 1:].flatten()))
+        "release": record.name,
+        "rank": record.rank,
+        "facts": len(facts),
+        "proved": sum(fact["proved"] for fact in papers["facts"]),
+        "smallest_probability": min(fact["min_probability"] for fact in papers["facts"]),
+        "held_out": len(asked),
+        "held_out_right": sum(s.greedy_ids == e.target_ids for s, e in zip(scores, asked, strict=True)),
+        "probes_unchanged": papers["probes_unchanged_share"],
+        "near_asked": sum(count.asked for count in near),
+        "near_unchanged": sum(count.exact for count in near),
+        "anchor_kl_nats": papers["kl_nats"],
+        "kl_nats": text.kl_nats,
+        "perplexity_ratio": text.perplexity_ratio,
+        "measures": [asdict(count) for count in counts],
+    }
 
 
 def measure_served(
@@ -178,13 +175,13 @@ def measure_served(
     facts = [fact for fact in live if whole or fact.id in own]
     examples = session.renderer.render_all(facts)
     started = time.monotonic()
+    kwargs = session.policy.facts.chat_template_kwargs
     with EngineClient(url) as client:
         proofs = prove_served(client, record.name, examples, min_probability=session.policy.proof.min_probability)
-    proved_s, started = time.monotonic() - started, time.monotonic()
-    kwargs = session.policy.facts.chat_template_kwargs
-    answers = ask_all(url, record.name, examples, kwargs)
-    generated_s = time.monotonic() - started
-    others = ask_all(url, record.name, held_out(session, facts, phrasings), kwargs)
+        proved_s, started = time.monotonic() - started, time.monotonic()
+        answers = generate_served(client, record.name, examples, template_kwargs=kwargs)
+        generated_s = time.monotonic() - started
+        others = generate_served(client, record.name, held_out(session, facts, phrasings), template_kwargs=kwargs)
     with workspace.reader() as ledger:
         in_process = {p.fact for p in ledger.proofs(record.name, "in-process") if p.proved}
     good = [proof.proved or proof.fact_id in in_process for proof in proofs]
@@ -256,7 +253,8 @@ def summary(inside: dict[str, Any], served: dict[str, Any], sizes: Sizes) -> dic
         "generality_without_augmentation": _share([bare], "held_out_right", "held_out"),
         "generality_of_the_same_facts": _share([twin], "held_out_right", "held_out"),
         "facts_without_augmentation": bare["facts"],
-        "locality": round(min(row["locality"] for row in world), 4),
+        "locality": round(min(row["near_unchanged"] / row["near_asked"] for row in world), 4),
+        "locality_probes": round(min(row["probes_unchanged"] for row in world), 4),
         "perplexity_ratio": round(max(row["perplexity_ratio"] for row in world), 4),
         "rank": max(row["rank"] for row in last),
         "smallest_probability": round(min(row["smallest_probability"] for row in served.values()), 4),
