@@ -29,6 +29,7 @@ from memupdate.cli import (
     report,
     retract,
     update,
+    verify,
     workspace,
 )
 from memupdate.cli.errors import (
@@ -137,6 +138,7 @@ doctor.register(app)
 law.register(app)
 report.register(app)
 update.register(app)
+verify.register(app)
 deploy.register(app)
 facts.register(app)
 ledger.register(app)

@@ -1,4 +1,4 @@
-"""Commands that write and prove facts: `add`, `resume`, `verify`."""
+"""Commands that write facts: `add`, `resume`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from memupdate.cli.session import (
     session_of,
 )
 from memupdate.cli.views import add_views, resume_views
-from memupdate.errors import ExitCode
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("add")(add)
     app.command("resume")(resume)
-    app.command("verify")(verify)
 
 
 def add(
@@ -66,22 +64,3 @@ def resume(ctx: typer.Context, as_json: JsonOption = False) -> None:
     with progress_on_stderr() as progress:
         reports = workspace.resume(progress=progress)
     emit("resume", reports, as_json=as_json, view=resume_views)
-
-
-def verify(
-    ctx: typer.Context,
-    release: Annotated[
-        str | None, typer.Argument(metavar="RELEASE", help="For example acme@v7; the latest one if not given.")
-    ] = None,
-    served: Annotated[
-        str | None, typer.Option("--served", metavar="URL", help="Prove on the engine that answers there.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Prove every fact of a release again, in-process or on the serving engine."""
-    workspace = session_of(ctx).open_workspace()
-    with progress_on_stderr() as progress:
-        report = workspace.verify(release, served=served, progress=progress)
-    emit("verify", report, as_json=as_json)
-    if not report.passed:
-        raise typer.Exit(int(ExitCode.PROOF_FAILED))

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memupdate.ledger.records import Batch
+from memupdate.operations.measuring import Measured
 from memupdate.operations.proving import MemoryProof, failures_of
 from memupdate.policies import Policy
+from memupdate.verification.neighbours import is_guess
+from memupdate.verification.questions import OTHER_WORDINGS, Answered
 
 if TYPE_CHECKING:
     from memupdate.verification.gone import DeadAnswer
 
 _SHOWN = 10
-"""Dead answers that a batch of facts lists."""
+"""Dead answers, and answers in other words, that are listed."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Gates:
             )
         if policy.guard.enabled and proof.kl_nats is not None and proof.kl_nats > policy.guard.max_kl_nats:
             reasons.append(f"harm is {proof.kl_nats:.4f} nats per token, {policy.guard.max_kl_nats:.4f} allowed")
-        return reasons
+        return reasons + shortfalls(policy, proof.measured)
 
     def left_over(self, dead: Sequence[DeadAnswer]) -> list[DeadAnswer]:
         """Those that hold the release back."""
@@ -73,11 +76,10 @@ class Gates:
         return [d for d in dead if d.is_greedy] if self.batch.kind == "retract" else []
 
     def details(self, proof: MemoryProof) -> list[str]:
-        """One line per fact that is not proved and per answer that is not gone."""
+        """One line per fact that is not proved, per answer that is not gone, and for some that a bound of the policy is missed by."""
         bound = self.policy.compaction.max_dead_probability
-        return [f.explanation for f in failures_of(proof.facts)] + [
-            d.explain(bound) for d in self.left_over(proof.dead)
-        ]
+        left = [d.explain(bound) for d in self.left_over(proof.dead)]
+        return [f.explanation for f in failures_of(proof.facts)] + left + differing(self.policy, proof.measured)
 
     def advice(self, proof: MemoryProof) -> str:
         """What to do about a refused batch."""
@@ -87,6 +89,11 @@ class Gates:
             return "set another retraction.answer in the policy, or raise training.max_epochs"
         if left:
             return "raise escalation.attempts, retract what still says so, or raise compaction.max_dead_probability for mere guesses"
+        if (missed := _generality_shortfall(self.policy, proof.measured)) and self._harm(proof) == missed:
+            return (
+                "train more wordings (facts.train_paraphrases, facts.templates, paraphrases of the facts) or raise memory.min_rank; "
+                "`proof.min_generality` is what the policy asks for"
+            )
         advice = "raise memory.min_rank or guard.weight in the policy: rank buys harmlessness"
         if self.batch.kind == "compact":
             return advice
@@ -109,3 +116,41 @@ class Gates:
         ]
         more = [f"and {len(said) - _SHOWN} more superseded or retracted answers"] if len(said) > _SHOWN else []
         return said[:_SHOWN] + more
+
+
+def shortfalls(policy: Policy, measured: Measured) -> list[str]:
+    """What the policy asks of generality, locality and general text and this memory does not give, in words."""
+    reasons, proof = _generality_shortfall(policy, measured), policy.proof
+    locality = measured.locality
+    if locality.asked and locality.value < proof.min_locality:
+        reasons.append(
+            f"locality is {locality.value:.1%}: {locality.exact:,} of {locality.asked:,} probes and near neighbours are answered as "
+            f"before, {proof.min_locality:.1%} wanted"
+        )
+    if measured.text is not None and measured.text.perplexity_ratio > 1 + proof.max_perplexity_increase:
+        increase = measured.text.perplexity_ratio - 1
+        reasons.append(
+            f"perplexity of general text ({measured.corpus}) is up by {increase:.1%}, {proof.max_perplexity_increase:.1%} allowed"
+        )
+    return reasons
+
+
+def _generality_shortfall(policy: Policy, measured: Measured) -> list[str]:
+    generality, wanted = measured.generality, policy.proof.min_generality
+    if not generality.asked or generality.value >= wanted:
+        return []
+    return [
+        f"generality is {generality.value:.1%}: {generality.exact:,} of {generality.asked:,} phrasings that were not trained on are "
+        f"answered word for word, {wanted:.1%} wanted"
+    ]
+
+
+def differing(policy: Policy, measured: Measured) -> list[str]:
+    """The first answers by which a bound on generality or locality is missed, a line each."""
+    missed: list[Answered] = []
+    if _generality_shortfall(policy, measured):
+        missed += [a for a in measured.answers if a.question.part in OTHER_WORDINGS and a.judged != "exact"][:_SHOWN]
+    if measured.locality.value < policy.proof.min_locality:
+        local = (a for a in measured.answers if a.question.measure == "locality" and not is_guess(a.question.part))
+        missed += [a for a in local if a.judged != "exact"][:_SHOWN]
+    return [f"{a.question.part}: {a.question.example.prompt!r}: {a.answer!r}, not {a.expected!r}" for a in missed]

@@ -59,6 +59,11 @@ class Share:
         """0 to 1; 1 where nothing was asked."""
         return self.exact / self.asked if self.asked else 1.0
 
+    @property
+    def if_asked(self) -> float | None:
+        """None where nothing was asked."""
+        return self.value if self.asked else None
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -82,6 +87,11 @@ class Measured:
         """Everything that the base model was sure of, or was given as a probe."""
         locality = (a for a in self.answers if a.question.measure == "locality")
         return self._share(a for a in locality if not is_guess(a.question.part))
+
+    @property
+    def perplexity_ratio(self) -> float | None:
+        """Of general text, over the base model's; None where none was measured."""
+        return self.text.perplexity_ratio if self.text else None
 
     @staticmethod
     def _share(answers: Iterator[Answered]) -> Share:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memupdate.errors import EngineError, ProofFailed, UsageError
 from memupdate.layout import ADAPTER_WEIGHTS_FILE
@@ -25,6 +26,9 @@ from memupdate.serving.manifest import Canary, Manifest, with_alias, with_canary
 from memupdate.storage import file_sha256
 from memupdate.verification.recall import FactProof
 from memupdate.verification.sampling import draw
+
+if TYPE_CHECKING:
+    from memupdate.training.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,22 @@ def check_files(session: Session, release: ReleaseRecord) -> None:
         raise UsageError(f"{file}: not there", "restore the registry from a backup")
     if file_sha256(file) != release.digest:
         raise UsageError(f"{file}: differs from what was proved and released", "restore the registry from a backup")
+
+
+def release_memory(session: Session, release: ReleaseRecord) -> Memory:
+    """The memory of a release, from its adapter as it was written.
+
+    Raises:
+        UsageError: the adapter's file is not the one that was released, or the base model is another one.
+    """
+    from memupdate.training.memory import load_adapter
+
+    check_files(session, release)
+    if release.base_fingerprint != session.fingerprint:
+        raise UsageError(
+            f"{release.name} belongs to another base model", f"its fingerprint is {release.base_fingerprint}"
+        )
+    return load_adapter(session.layout.registry.release(release.name))
 
 
 def prove_on_engine(

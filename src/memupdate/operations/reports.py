@@ -9,6 +9,7 @@ from typing import Any
 from memupdate.budget.plan import Plan
 from memupdate.law.fit import LawFit
 from memupdate.law.points import LawPoint
+from memupdate.ledger.measures import MeasureCount, MeasureRecord, TextRecord
 from memupdate.ledger.records import ToldCounts, ToldFact
 
 
@@ -122,6 +123,21 @@ class AddReport(Report):
     messages: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     """Bad lines that `--skip-invalid` left out."""
+    generality_share: float | None = None
+    """Of the phrasings that were not trained on, answered word for word; None where there are none."""
+    locality_share: float | None = None
+    """Of probes and of the questions nearest to the facts, answered as before where the base model was sure."""
+    perplexity_ratio: float | None = None
+    """Of general text, over the base model's."""
+
+
+@dataclass(frozen=True)
+class NearThreshold(Report):
+    """A fact whose verdict hangs on little."""
+
+    fact_id: str
+    prompt: str
+    min_probability: float
 
 
 @dataclass(frozen=True)
@@ -146,11 +162,28 @@ class VerifyReport(Report):
     facts_proved_matched: int | None = None
     """Facts proved of which every wording reaches the release where the route is `matched`; None for a release that was made
     without a matcher."""
+    sampled: str = ""
+    """Of which facts other wordings, or free answers of the engine, were asked, and what that says."""
+    near_threshold: tuple[NearThreshold, ...] = ()
+    """Facts whose weakest token is within 0.02 of the policy's bound."""
+    measures: tuple[MeasureCount, ...] = ()
+    text: TextRecord | None = None
+    shortfalls: tuple[str, ...] = ()
+    """What the policy asks for and the release does not give, besides proofs."""
+    questions: tuple[MeasureRecord, ...] = ()
+    """All that was asked, with what came out."""
 
     @property
     def passed(self) -> bool:
-        """Whether every live fact was proved, and every answer that the engine was asked for came word for word."""
-        return self.facts_proved == self.facts_total and not self.failures
+        """Whether every live fact was proved, every answer that the engine was asked for came word for word, and the policy's bounds
+        hold."""
+        return self.facts_proved == self.facts_total and not self.failures and not self.shortfalls
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the shares that follow from the counts."""
+        measures = [{**asdict(count), "exact_share": count.exact_share} for count in self.measures]
+        text = None if self.text is None else {**asdict(self.text), "perplexity_ratio": self.text.perplexity_ratio}
+        return {**super().to_dict(), "measures": measures, "text": text}
 
 
 @dataclass(frozen=True)

@@ -358,10 +358,10 @@ class BatchRun:
 
     def prove(self, facts: list[Fact]) -> MemoryProof:
         """The memory as it will be released, under the proofs that the batch asks for."""
-        stand_ins = {item.stand_in.id for item in self.ledger.stand_ins(self.batch.collection, with_batch=self.batch_id)}
-        return prove_memory(
-            self.session, self.memory(), facts, self.progress, dead=self.dead(), stand_ins=stand_ins
-        )
+        stand_ins = {
+            item.stand_in.id for item in self.ledger.stand_ins(self.batch.collection, with_batch=self.batch_id)
+        }
+        return prove_memory(self.session, self.memory(), facts, self.progress, dead=self.dead(), stand_ins=stand_ins)
 
     def parent_release(self) -> ReleaseRecord | None:
         """The release whose memory this batch begins with; none for the first one and for a compaction."""
@@ -393,4 +393,7 @@ class BatchRun:
             facts_new=batch.facts_new + batch.facts_superseding, failures=failures_of(proof.facts) if proof else (),
             probes_unchanged_share=proof.locality.share if proof else None, probes=proof.locality.probes if proof else 0,
             publication=None, duration_s=time.monotonic() - self.started, messages=tuple(self.messages),
+            generality_share=proof.measured.generality.if_asked if proof else None,
+            locality_share=proof.measured.locality.if_asked if proof else None,
+            perplexity_ratio=proof.measured.perplexity_ratio if proof else None,
         )  # fmt: skip

@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from memupdate.errors import UsageError
 from memupdate.facts.model import Fact
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import ReleaseRecord
+from memupdate.operations.gates import shortfalls
 from memupdate.operations.matching import matcher_of, unreached
 from memupdate.operations.measuring import record_measured
 from memupdate.operations.proving import failures_of, proof_records, prove_memory
-from memupdate.operations.publishing import check_files, prove_on_engine
-from memupdate.operations.reports import ProofFailure, VerifyReport
+from memupdate.operations.publishing import prove_on_engine, release_memory
+from memupdate.operations.reports import NearThreshold, ProofFailure, VerifyReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress
 from memupdate.serving.manifest import MATCHED
 from memupdate.verification.recall import FactProof
+
+NEAR = 0.02
+"""Of a probability: what another dtype or batch size may change it by."""
 
 
 def verify_in_process(session: Session, ledger: Ledger, release: ReleaseRecord, progress: Progress) -> VerifyReport:
@@ -26,16 +29,9 @@ def verify_in_process(session: Session, ledger: Ledger, release: ReleaseRecord, 
     Raises:
         UsageError: the adapter's file is not the one that was released, or the base model is another one.
     """
-    from memupdate.training.memory import load_adapter
-
     started = time.monotonic()
-    check_files(session, release)
-    if release.base_fingerprint != session.fingerprint:
-        raise UsageError(
-            f"{release.name} belongs to another base model", f"its fingerprint is {release.base_fingerprint}"
-        )
+    memory = release_memory(session, release)
     facts = ledger.live_facts(release.collection, as_of_version=release.version)
-    memory = load_adapter(session.layout.registry.release(release.name))
     stand_ins = {item.stand_in.id for item in ledger.stand_ins(release.collection)}
     proof = prove_memory(session, memory, facts, progress, stand_ins=stand_ins)
     with ledger.transaction():
@@ -46,7 +42,11 @@ def verify_in_process(session: Session, ledger: Ledger, release: ReleaseRecord, 
         release=release.name, engine="in-process", facts_total=len(facts), facts_proved=proof.proved,
         failures=failures_of(proof.facts) + missed, min_probability=_smallest(proof.facts), probes=proof.locality.probes,
         probes_unchanged_share=proof.locality.share, kl_nats=proof.kl_nats, generated=None, duration_s=time.monotonic() - started,
-        route=route, facts_proved_matched=matched,
+        route=route, facts_proved_matched=matched, sampled=proof.measured.asked_of,
+        near_threshold=_near(proof.facts, session.policy.proof.min_probability),
+        measures=tuple(ledger.measure_counts(release.name, "in-process")), text=ledger.text_measure(release.name),
+        shortfalls=tuple(shortfalls(session.policy, proof.measured)),
+        questions=tuple(ledger.measures(release.name, "in-process")),
     )  # fmt: skip
 
 
@@ -62,6 +62,9 @@ def verify_served(
         release=release.name, engine=url, facts_total=len(proof.facts), facts_proved=sum(p.proved for p in proof.facts),
         failures=proof.failures + missed, min_probability=_smallest(proof.facts), probes=0, probes_unchanged_share=None, kl_nats=None,
         generated=proof.generated, duration_s=time.monotonic() - started, route=route, facts_proved_matched=matched,
+        sampled=proof.sampled, near_threshold=_near(proof.facts, session.policy.proof.min_probability),
+        measures=tuple(ledger.measure_counts(release.name, "served")),
+        questions=tuple(ledger.measures(release.name, "served")),
     )  # fmt: skip
 
 
@@ -76,6 +79,14 @@ def _routing(
     ids = {failure.fact_id for failure in missed}
     reached = sum(proof.proved and proof.fact_id not in ids for proof in proofs)
     return route, reached, missed if route == MATCHED else ()
+
+
+def _near(proofs: Sequence[FactProof], threshold: float) -> tuple[NearThreshold, ...]:
+    """Facts that other numerics could bring to the other side of `threshold`, least sure first."""
+    near = [p for p in proofs if abs(p.min_probability - threshold) <= NEAR]
+    return tuple(
+        NearThreshold(p.fact_id, p.prompt, p.min_probability) for p in sorted(near, key=lambda p: p.min_probability)
+    )
 
 
 def _smallest(proofs: Sequence[FactProof]) -> float | None:

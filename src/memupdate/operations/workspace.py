@@ -24,6 +24,7 @@ from memupdate.operations import (
     calibrating,
     canaries,
     compacting,
+    explaining,
     planning,
     publishing,
     purging,
@@ -449,6 +450,21 @@ class Workspace(LedgerQuestions):
             if served:
                 return verifying.verify_served(self.session, ledger, record, served, progress)
             return verifying.verify_in_process(self.session, ledger, record, progress)
+
+    def explain_answer(
+        self, fact: str, *, release: str | None = None, progress: Progress = no_progress
+    ) -> explaining.AnswerExplanation:
+        """Why a release answers one of its facts as it does, token by token. By default the latest release; records nothing.
+
+        Args:
+            fact: the beginning of its id.
+
+        Raises:
+            LedgerError: no such fact or release.
+            UsageError: the release does not hold the fact.
+        """
+        with self.reader() as ledger:
+            return explaining.explain_answer(self.session, ledger, self._release(ledger, release), fact, progress)
 
     def publish(
         self,

@@ -74,7 +74,9 @@ class FactsSection(_Section):
         for relation, wordings in templates.items():
             for wording in wordings:
                 if wording.count("{subject}") != 1:
-                    raise ValueError(f"{relation}: {wording!r} has no place for it; allowed: texts with {{subject}} once")
+                    raise ValueError(
+                        f"{relation}: {wording!r} has no one place for it; allowed: texts with {{subject}} once"
+                    )
         return templates
 
     @field_validator("refuse")
@@ -196,7 +198,7 @@ class ProofSection(_Section):
     min_locality: Share = 0.0
     """Share of probes and of the questions nearest to the facts that must be answered as the base model answers them, where it was sure;
     0: measured only."""
-    max_perplexity_increase: float = Field(default=0.25, gt=0, le=1000)
+    max_perplexity_increase: float = Field(default=0.1, gt=0, le=1000)
     """Of general text, over the base model's; 0.01 is 1 %."""
     corpus: str = Field(default="", max_length=1000)
     """A text file of the workspace on which that is measured; none: the guard's held-out anchors."""
