@@ -40,7 +40,10 @@ class Sizes:
     releases: int
     """Of each line."""
     bare_releases: int
-    calibration_minutes: float
+    calibration_ranks: tuple[int, ...]
+    calibration_facts: tuple[int, ...]
+    """Memories that the law is fitted to: each of the ranks with so many facts. By number and not by the clock, so that it is the
+    same law on a busy machine."""
 
     @property
     def line_facts(self) -> int:
@@ -48,8 +51,8 @@ class Sizes:
         return self.batch * self.releases
 
 
-FULL = Sizes(batch=100, lines=4, releases=5, bare_releases=2, calibration_minutes=6.0)
-QUICK = Sizes(batch=20, lines=1, releases=2, bare_releases=1, calibration_minutes=2.0)
+FULL = Sizes(batch=100, lines=4, releases=5, bare_releases=2, calibration_ranks=(16, 64), calibration_facts=(60, 400))
+QUICK = Sizes(batch=20, lines=1, releases=2, bare_releases=1, calibration_ranks=(4, 32), calibration_facts=(10, 40))
 Say = Callable[[str], None]
 
 
@@ -78,8 +81,8 @@ def open_workspace(work: Path, sizes: Sizes, say: Say) -> Workspace:
     workspace = Workspace(root)
     workspace.resume()
     if workspace.status().fit_id is None:
-        say(f"calibrating for {sizes.calibration_minutes:g} minutes")
-        workspace.calibrate(minutes=sizes.calibration_minutes, expected=(sizes.batch, sizes.line_facts))
+        say(f"calibrating: ranks {sizes.calibration_ranks} with {sizes.calibration_facts} facts")
+        workspace.calibrate(ranks=sizes.calibration_ranks, sizes=sizes.calibration_facts)
     return workspace
 
 
