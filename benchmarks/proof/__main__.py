@@ -2,7 +2,7 @@
 
     python -m benchmarks.proof [--quick] [--work DIR] [--only releases endoflife speed]
 
-**releases**: 2,000 facts of a world of the embedded model's kind, 100 a release, five releases in each of four collections, stored by
+**releases**: 2,000 facts of a world of the embedded model's kind, 100 a release, two releases in each of ten collections, stored by
 `Workspace.add` under `benchmarks/proof/policy.toml`; then, on vLLM, each release's new facts and all of the last ones' are proved and
 generated freely. **endoflife**: versions and ends of support as they were in 2024, superseded by those of 2025. **speed**: 10,000
 questions proved and generated. Parts and releases that are in `--work` already are not measured again: an interrupted study goes on.

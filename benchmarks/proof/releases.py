@@ -1,8 +1,8 @@
 """Part one: facts in releases through the real `add`, then what a client gets of each release from vLLM.
 
-Four collections `world-1` … `world-4`, a hundred new facts a release, two paraphrases of each trained beside its prompt; and `bare`, the
-first facts of `world-1` again without any. Invariant: what is measured is written down by release when it is known, so an interrupted
-study goes on after the last one.
+Ten collections `world-1` … `world-10` of two releases each, a hundred new facts a release, two paraphrases of each trained beside its
+prompt; and `bare`, the first facts of the world again without any. Invariant: what is measured is written down by release when it is
+known, so an interrupted study goes on after the last one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Sizes:
         return self.batch * self.releases
 
 
-FULL = Sizes(batch=100, lines=4, releases=5, bare_releases=2, calibration_ranks=(16, 64), calibration_facts=(60, 400))
+FULL = Sizes(batch=100, lines=10, releases=2, bare_releases=2, calibration_ranks=(16, 64), calibration_facts=(60, 200))
 QUICK = Sizes(batch=20, lines=1, releases=2, bare_releases=1, calibration_ranks=(4, 32), calibration_facts=(10, 40))
 Say = Callable[[str], None]
 
@@ -184,7 +184,8 @@ def measure_served(
         proved_s, started = time.monotonic() - started, time.monotonic()
         answers = generate_served(client, record.name, examples, template_kwargs=kwargs)
         generated_s = time.monotonic() - started
-        others = generate_served(client, record.name, held_out(session, facts, phrasings), template_kwargs=kwargs)
+        asked = held_out(session, facts, phrasings) if whole else []
+        others = generate_served(client, record.name, asked, template_kwargs=kwargs)
     with workspace.reader() as ledger:
         in_process = {p.fact for p in ledger.proofs(record.name, "in-process") if p.proved}
     good = [proof.proved or proof.fact_id in in_process for proof in proofs]
