@@ -21,8 +21,8 @@ THRESHOLDS = st.floats(0.05, 0.95)
 
 def one_target(count: int) -> TargetTokens:
     """Tokens of one example, all of them right."""
-    logits = torch.tensor([[1.0, 0.0]]).repeat(count, 1)
-    return target_tokens([0], [count], epoch=1, logits=logits, targets=torch.zeros(count, dtype=torch.long))
+    nothing = torch.zeros(count, dtype=torch.long)
+    return target_tokens([0], [count], epoch=1, greedy=nothing, targets=nothing)
 
 
 def memft_ot_reference(nll: np.ndarray, p: float) -> float:
@@ -102,8 +102,8 @@ def test_gradient_reaches_logits_of_weak_tokens_only() -> None:
 
 
 def test_tokens_know_whose_they_are_and_where() -> None:
-    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
-    tokens = target_tokens([7, 3], [2, 3], epoch=4, logits=logits, targets=torch.tensor([1, 1, 1, 0, 0]))
+    greedy = torch.tensor([1, 0, 1, 1, 0])
+    tokens = target_tokens([7, 3], [2, 3], epoch=4, greedy=greedy, targets=torch.tensor([1, 1, 1, 0, 0]))
     assert tokens.example.tolist() == [7, 7, 3, 3, 3]
     assert tokens.position.tolist() == [0, 1, 0, 1, 2]
     assert tokens.length.tolist() == [2, 2, 3, 3, 3]

@@ -22,11 +22,10 @@ PASSAGES = st.lists(
 def batch(passages: Sequence[Passage], examples: Sequence[int]) -> tuple[torch.Tensor, TargetTokens]:
     """Losses and tokens of passages, each with its losses and which of its tokens greedy decoding gets wrong."""
     wrong = torch.tensor([w for _, ws in passages for w in ws])
-    logits = torch.stack([~wrong, wrong], dim=1).float()
     targets = torch.zeros(len(wrong), dtype=torch.long)
     nll = torch.tensor([v for values, _ in passages for v in values], requires_grad=True)
     lengths = [len(values) for values, _ in passages]
-    return nll, target_tokens(examples, lengths, epoch=1, logits=logits, targets=targets)
+    return nll, target_tokens(examples, lengths, epoch=1, greedy=wrong.long(), targets=targets)
 
 
 def reference(passages: Sequence[Passage], threshold: float, growth: Sequence[float]) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,6 +25,8 @@ class BaseModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    lower_layers: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What its lower layers gave for texts seen before, by where they end (`training.lower_layers`); true as its weights never change."""
 
 
 def pick_device() -> torch.device:

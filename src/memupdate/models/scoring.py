@@ -109,12 +109,17 @@ def score_examples(
         batch = pad_batch(chosen, device)
         with torch.inference_mode():
             logits = logits_at(model, batch.ids, batch.mask, batch.rows, batch.positions)
-            logprobs = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
-            greedy = logits.argmax(-1)
-        counts = [len(e.target_ids) for e in chosen]
-        for index, lp, best in zip(indices, logprobs.cpu().split(counts), greedy.cpu().split(counts), strict=True):
-            scores[index] = TargetScore(tuple(lp.tolist()), tuple(best.tolist()))
+        scores |= dict(zip(indices, target_scores(logits, chosen), strict=True))
     return [scores[i] for i in range(len(examples))]
+
+
+def target_scores(logits: Tensor, examples: Sequence[Example]) -> list[TargetScore]:
+    """Scores of `examples` from the logits of all their target tokens, (N, V) float32, in order."""
+    targets = torch.tensor([token for e in examples for token in e.target_ids], device=logits.device)
+    logprobs = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    counts = [len(e.target_ids) for e in examples]
+    parts = zip(logprobs.cpu().split(counts), logits.argmax(-1).cpu().split(counts), strict=True)
+    return [TargetScore(tuple(lp.tolist()), tuple(best.tolist())) for lp, best in parts]
 
 
 def mean_loss_nats(scores: Sequence[TargetScore]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from memupdate.models.base import BaseModel
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.storage import new_dir_atomic
+from memupdate.training.passes import Passes, WholeModel, ask_all
 
 TOP_K = 64
 _SAMPLE_BATCH = 128
 _LENGTH_CHUNK = 32
+_LEAST_REST = 1e-7
+"""Probability of the tokens that are not among the K, at least."""
 _ANCHORS_FILE = "anchors.safetensors"
 
 
@@ -38,25 +42,57 @@ class Anchors:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
+    @property
+    def tokens(self) -> int:
+        """Positions with a next token: M · (T−1)."""
+        return self.top_ids.shape[0] * self.top_ids.shape[1]
+
     def select(self, index: Tensor | slice) -> Anchors:
         """Some of the sequences."""
         return Anchors(self.ids[index], self.top_ids[index], self.top_logprobs[index])
 
 
-def anchor_kl(logits: Tensor, top_ids: Tensor, top_logprobs: Tensor) -> Tensor:
-    """Mean KL(base ‖ adapted) per token, a scalar in nats.
+class AnchorKL(torch.autograd.Function):
+    """KL(base ‖ adapted) summed over N tokens, nats: `Σ_k b_k ln(b_k / q_k) + b_r ln(b_r / q_r)`, `b` the base model's K likeliest
+    tokens, `q` the adapted model, `r` all other tokens as one.
 
-    Args:
-        logits: (M, T−1, V) float32 of the adapted model.
-        top_ids: (M, T−1, K) int64.
-        top_logprobs: (M, T−1, K) float32 of the base model.
+    The gradient after logit j is `S q_j − ρ q_j (1 − q_r)`, and `S q_j + ρ q_j q_r − b_j` where j is one of the K, with `S = Σ_k b_k` and
+    `ρ = b_r / q_r`: one pass over the logits, where differentiating each step would take five.
     """
-    adapted = logits.log_softmax(-1).gather(-1, top_ids)
-    base = top_logprobs.exp()
-    inside = (base * (top_logprobs - adapted)).sum(-1)
-    base_rest = (1 - base.sum(-1)).clamp(min=1e-7)
-    adapted_rest = (1 - adapted.exp().sum(-1)).clamp(min=1e-7)
-    return (inside + base_rest * (base_rest.log() - adapted_rest.log())).mean()
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, top_ids: Tensor, top_logprobs: Tensor) -> Tensor:
+        """`logits`: (N, V) float32; `top_ids`: (N, K) int64; `top_logprobs`: (N, K) float32. Returns a scalar."""
+        whole = logits.logsumexp(-1, keepdim=True)
+        adapted = logits.gather(-1, top_ids) - whole
+        base = top_logprobs.exp()
+        base_rest = (1 - base.sum(-1)).clamp(min=_LEAST_REST)
+        adapted_rest = (1 - adapted.exp().sum(-1)).clamp(min=_LEAST_REST)
+        ctx.save_for_backward(logits, whole, top_ids, base, adapted, base_rest, adapted_rest)
+        inside = (base * (top_logprobs - adapted)).sum(-1)
+        return (inside + base_rest * (base_rest.log() - adapted_rest.log())).sum()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        """`upstream`: a scalar."""
+        logits, whole, top_ids, base, adapted, base_rest, adapted_rest = ctx.saved_tensors
+        inside = base.sum(-1)
+        rho = torch.where(adapted_rest > _LEAST_REST, base_rest / adapted_rest, 0.0)
+        gradient = (logits - whole).exp_().mul_((upstream * (inside - rho * (1 - adapted_rest)))[:, None])
+        of_top = adapted.exp() * (inside + rho * adapted_rest)[:, None] - base
+        return gradient.scatter_(-1, top_ids, upstream * of_top), None, None
+
+
+def guard_kl(passes: Passes, anchors: Anchors) -> Tensor:
+    """KL(base ‖ adapted) summed over all tokens of `anchors`, a scalar in nats, with gradient where it is enabled."""
+
+    def loss(logits: Tensor, here: slice) -> Tensor:
+        top = (tensor.flatten(0, 1)[here].to(logits.device) for tensor in (anchors.top_ids, anchors.top_logprobs))
+        top_ids, top_logprobs = top
+        total: Tensor = AnchorKL.apply(logits, top_ids.long(), top_logprobs)
+        return total
+
+    return passes.summed(ask_all(anchors.ids), loss)
 
 
 def model_logits(model: nn.Module, ids: Tensor) -> Tensor:
@@ -64,15 +100,16 @@ def model_logits(model: nn.Module, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits[:, :-1].float()
 
 
-@torch.inference_mode()
 def measure_kl(model: nn.Module, anchors: Anchors, device: torch.device) -> float:
-    """Harm of an adapted model on `anchors`, nats per token."""
-    total = 0.0
-    for start in range(0, len(anchors), _LENGTH_CHUNK):
-        part = anchors.select(slice(start, start + _LENGTH_CHUNK))
-        logits = model_logits(model, part.ids.to(device))
-        total += float(anchor_kl(logits, part.top_ids.to(device).long(), part.top_logprobs.to(device))) * len(part)
-    return total / len(anchors)
+    """Harm of an adapted model on `anchors`, nats per token, by passes through all of it."""
+    return summed_kl(WholeModel(model, device), anchors) / anchors.tokens
+
+
+@torch.inference_mode()
+def summed_kl(passes: Passes, anchors: Anchors) -> float:
+    """Harm on `anchors`, nats, summed over their tokens."""
+    parts = (anchors.select(slice(i, i + _LENGTH_CHUNK)) for i in range(0, len(anchors), _LENGTH_CHUNK))
+    return sum(float(guard_kl(passes, part)) for part in parts)
 
 
 def load_or_sample(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from peft import PeftModel
@@ -16,13 +16,16 @@ from torch import Tensor
 
 from memupdate.facts.render import Example
 from memupdate.models.base import BaseModel
-from memupdate.models.scoring import TargetScore, logits_at, mean_loss_nats, pad_batch, score_examples
+from memupdate.models.scoring import TargetScore, length_batches, mean_loss_nats, target_scores
 from memupdate.progress import Progress, ProgressEvent
-from memupdate.training.anchors import Anchors, anchor_kl, measure_kl, model_logits
+from memupdate.training.anchors import Anchors, guard_kl, summed_kl
 from memupdate.training.curriculum import make_curriculum, whole
 from memupdate.training.losses import make_objective
+from memupdate.training.lower_layers import CacheBounds
 from memupdate.training.memory import Memory, attach, detach, read_memory
+from memupdate.training.passes import Passes, ask_all, ask_targets, make_passes
 from memupdate.training.safety import Diverged, SafetyNet, loss_limit
+from memupdate.training.team import ALONE, Team
 from memupdate.training.tokens import target_tokens
 
 _RATE_FLOOR = 0.15
@@ -32,6 +35,8 @@ _MIN_STEPS = 480
 """What a small set may take, where `max_epochs` of a step or two each would be too few."""
 _GUARD_RAISE = 1.5
 """How much heavier the guard gets each time that harm is over its budget when the facts are all stored."""
+_CHECK_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens of a forward pass without gradient; more would leave a CPU's caches."""
 _AT_FAULT = 5
 """Facts with the largest loss that a divergence names."""
 
@@ -66,6 +71,16 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class Means:
+    """How a run may use the machine. Nothing here changes what is trained."""
+
+    cache: CacheBounds = field(default_factory=CacheBounds)
+    """Of what the layers below the lowest adapted matrix give."""
+    recompute: bool = False
+    """Gradient checkpointing: a third slower, and activations of one layer at a time."""
+
+
+@dataclass(frozen=True)
 class TrainingOutcome:
     """A trained memory and what it took."""
 
@@ -94,6 +109,7 @@ def write_facts(
     anchors: Anchors | None,
     holdout: Anchors | None,
     progress: Progress,
+    means: Means | None = None,
 ) -> TrainingOutcome:
     """Train `memory` until `examples` (new facts and older live ones alike) are stored.
 
@@ -106,7 +122,9 @@ def write_facts(
     """
     peft_model = attach(base.model, memory, train_basis=settings.train_basis)
     try:
-        return _Run(base, peft_model, list(examples), settings, anchors, holdout, progress).run()
+        means = means or Means()
+        passes = make_passes(base, peft_model, memory.a, means.cache, recompute=means.recompute)
+        return _Run(base, peft_model, passes, list(examples), settings, anchors, holdout, progress, ALONE).run()
     except Diverged as fault:  # before the first step: there is nothing to go back to
         raise fault.error() from fault
     finally:
@@ -120,20 +138,28 @@ class _Run:
         self,
         base: BaseModel,
         model: PeftModel,
+        passes: Passes,
         examples: list[Example],
         settings: TrainingSettings,
         anchors: Anchors | None,
         holdout: Anchors | None,
         progress: Progress,
+        team: Team,
     ) -> None:
         self.device, self.model, self.examples, self.settings = base.device, model, examples, settings
         self.anchors, self.holdout, self.progress = anchors, holdout, progress
+        self.passes, self.team = passes, team
         self.objective = make_objective(settings.objective, settings.goal)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.guard_weight = settings.guard_weight if anchors is not None else 0.0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # On a CPU the fused form gains nothing at the size of a memory.
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)
+            self.parameters,
+            lr=settings.learning_rate,
+            weight_decay=0.0,
+            betas=(0.9, 0.98),
+            fused=base.device.type == "cuda",
         )
         self.steps = self.backward_examples = self.epochs = 0
         self.max_epochs = settings.max_epochs
@@ -143,6 +169,8 @@ class _Run:
 
     def run(self) -> TrainingOutcome:
         started = time.monotonic()
+        anchors = [ask_all(a.ids) for a in (self.anchors if self.guard_weight else None, self.holdout) if a is not None]
+        self.passes.prepare([ask_targets(self.examples), *anchors])
         scores = self.check()
         before = mean_loss_nats(scores)
         active, stored = self.under_goal(scores), False
@@ -183,7 +211,7 @@ class _Run:
         self.progress(
             ProgressEvent("train", total, total, f"{total - under} of {total} stored after {self.epochs} epochs")
         )
-        kl = measure_kl(self.model, self.holdout, self.device) if self.holdout is not None else None
+        kl = self.harm() if self.holdout is not None else None
         return TrainingOutcome(
             read_memory(self.model), self.epochs, self.steps, self.backward_examples, time.monotonic() - started, before,
             mean_loss_nats(scores), tuple(scores), kl, stored, self.net.has_stepped_back,
@@ -191,7 +219,7 @@ class _Run:
 
     def check(self) -> list[TargetScore]:
         """Scores of all examples. Raises Diverged: NaN, which is under no goal, would pass for stored."""
-        scores = score_examples(self.model, self.examples, self.device)
+        scores = self.scores()
         mean = mean_loss_nats(scores)
         if not math.isfinite(mean):
             raise Diverged(
@@ -202,6 +230,24 @@ class _Run:
             worst = sorted(range(len(scores)), key=lambda i: -scores[i].loss_nats / len(scores[i].logprobs))
             raise Diverged(f"the loss rose to {mean:.1f} nats per token", self.prompts(worst[:_AT_FAULT]))
         return scores
+
+    @torch.inference_mode()
+    def scores(self) -> list[TargetScore]:
+        """Of all examples, each run once by one member of the team."""
+        self.team.agree(self.parameters)
+        own = self.team.mine(self.examples)
+        found: dict[int, TargetScore] = {}
+        for indices in length_batches(own, _CHECK_TOKENS.get(self.device.type, 8192)):
+            chosen = [own[i] for i in indices]
+            found |= dict(zip(indices, target_scores(self.passes.logits(ask_targets(chosen)), chosen), strict=True))
+        return self.team.gather([found[i] for i in range(len(own))])
+
+    def harm(self) -> float:
+        """KL to the base model on the hold-out, nats per token."""
+        assert self.holdout is not None  # asked for only with one
+        own = self.holdout.select(slice(self.team.rank, None, self.team.size))
+        nats = torch.tensor(summed_kl(self.passes, own), dtype=torch.float64)
+        return float(self.team.sum(nats.to(self.device))) / self.holdout.tokens
 
     def last_check(self) -> list[TargetScore]:
         """The scores that are reported; where the last epochs have spoilt the memory, those of the last good state."""
@@ -223,7 +269,7 @@ class _Run:
     def harm_is_within_budget(self) -> bool:
         if self.holdout is None or not self.guard_weight:
             return True
-        return measure_kl(self.model, self.holdout, self.device) <= self.settings.max_kl_nats
+        return self.harm() <= self.settings.max_kl_nats
 
     def epoch(self, active: list[int]) -> list[int]:
         """One pass over the active examples that the curriculum admits.
@@ -262,13 +308,39 @@ class _Run:
 
     def fact_loss(self, chunk: list[int]) -> tuple[Tensor, list[float]]:
         """Objective over one batch, and each example's worst token loss (nats) before the step."""
-        batch = pad_batch([self.examples[i] for i in chunk], self.device)
-        logits = logits_at(self.model, batch.ids, batch.mask, batch.rows, batch.positions)
-        nll = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-        worst = torch.zeros(len(chunk), device=self.device).scatter_reduce(0, batch.rows, nll.detach(), "amax")
         lengths = [len(self.examples[i].target_ids) for i in chunk]
-        tokens = target_tokens(chunk, lengths, epoch=self.epochs, logits=logits, targets=batch.targets)
+        targets = torch.tensor([t for i in chunk for t in self.examples[i].target_ids], device=self.device)
+        nll, greedy = self.own_losses(chunk) if self.team.size == 1 else self.all_losses(chunk, lengths)
+        rows = torch.arange(len(chunk)).repeat_interleave(torch.tensor(lengths)).to(self.device)
+        worst = torch.zeros(len(chunk), device=self.device).scatter_reduce(0, rows, nll.detach(), "amax")
+        tokens = target_tokens(chunk, lengths, epoch=self.epochs, greedy=greedy, targets=targets)
         return self.objective(nll, tokens), worst.tolist()
+
+    def own_losses(self, chunk: list[int]) -> tuple[Tensor, Tensor]:
+        """−ln p of the target tokens, (N,) float32 nats with gradient, and what greedy decoding would emit, (N,) int64."""
+        examples = [self.examples[i] for i in chunk]
+        targets = torch.tensor([t for e in examples for t in e.target_ids], device=self.device)
+        logits = self.passes.logits(ask_targets(examples))
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(-1)
+
+    def all_losses(self, chunk: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
+        """The same for a batch that the team shares: gradient goes through this member's examples only.
+
+        Every member weighs all losses, so that the gradients of all members sum to that of one process, whatever the objective.
+        """
+        owner = torch.arange(len(chunk)).repeat_interleave(torch.tensor(lengths)) % self.team.size
+        index = (owner == self.team.rank).nonzero()[:, 0].to(self.device)
+        nll, greedy = (
+            torch.zeros(sum(lengths), device=self.device),
+            torch.zeros(sum(lengths), device=self.device).long(),
+        )
+        own = self.team.mine(chunk)
+        if own:
+            losses, ids = self.own_losses(own)
+            nll, greedy = nll.index_copy(0, index, losses.detach()), greedy.index_copy(0, index, ids)
+        self.team.sum(nll)
+        self.team.sum(greedy)
+        return nll.index_copy(0, index, losses) if own else nll, greedy
 
     def repair(self) -> list[int]:
         """Facts are stored but harm is over budget: weigh the guard more and let it pull back; returns no active example."""
@@ -279,11 +351,13 @@ class _Run:
 
     def step(self, loss: Tensor, suspects: Sequence[int]) -> None:
         """One step down `loss` and the guard. Raises Diverged, which names the `suspects`, before anything is changed."""
-        if self.guard_weight:
-            loss = loss + self.guard_weight * self.guard_loss()
-        if not torch.isfinite(loss):
+        harm = self.guard_weight * self.guard_loss() if self.guard_weight else torch.zeros((), device=self.device)
+        if not torch.isfinite(loss.detach() + self.team.sum(harm.detach().clone())):
             raise Diverged("the loss is not finite", self.prompts(suspects))
-        loss.backward()
+        loss = loss + harm
+        if loss.requires_grad:  # else this member of a team has no part in this step
+            loss.backward()
+        self.team.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         if not torch.isfinite(norm):
             raise Diverged("a gradient is not finite", self.prompts(suspects))
@@ -292,12 +366,14 @@ class _Run:
         self.steps += 1
 
     def guard_loss(self) -> Tensor:
+        """Harm on some anchors, nats per token; of a team, each member's part of the mean."""
         assert self.anchors is not None  # guard_weight is 0 without anchors
         if len(self.anchor_order) < self.settings.anchors_per_step:
             self.anchor_order = torch.randperm(len(self.anchors), generator=self.generator)
         index, self.anchor_order = self.anchor_order.split(
             [self.settings.anchors_per_step, len(self.anchor_order) - self.settings.anchors_per_step]
         )
-        part = self.anchors.select(index)
-        logits = model_logits(self.model, part.ids.to(self.device))
-        return anchor_kl(logits, part.top_ids.to(self.device).long(), part.top_logprobs.to(self.device))
+        own = self.anchors.select(index[self.team.rank :: self.team.size])
+        if not len(own):
+            return torch.zeros((), device=self.device)
+        return guard_kl(self.passes, own) / self.anchors.select(index).tokens

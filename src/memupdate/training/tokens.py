@@ -26,15 +26,15 @@ class TargetTokens:
     """(N,) int64: tokens of its target."""
     epoch: int
     """From 1."""
-    logits: Tensor
-    """(N, V) float32."""
+    greedy: Tensor
+    """(N,) int64: what greedy decoding would emit."""
     targets: Tensor
     """(N,) int64: the token ids that should be emitted."""
 
     @cached_property
     def is_wrong(self) -> Tensor:
         """(N,) bool: greedy decoding would emit another token."""
-        return self.logits.detach().argmax(-1) != self.targets
+        return self.greedy != self.targets
 
 
 Objective = Callable[[Tensor, TargetTokens], Tensor]
@@ -42,7 +42,7 @@ Objective = Callable[[Tensor, TargetTokens], Tensor]
 
 
 def target_tokens(
-    examples: Sequence[int], lengths: Sequence[int], *, epoch: int, logits: Tensor, targets: Tensor
+    examples: Sequence[int], lengths: Sequence[int], *, epoch: int, greedy: Tensor, targets: Tensor
 ) -> TargetTokens:
     """The tokens of a batch: `examples[i]` has `lengths[i]` of them."""
     per_example = torch.tensor(lengths, device=targets.device)
@@ -51,5 +51,5 @@ def target_tokens(
         example=torch.tensor(examples, device=targets.device).repeat_interleave(per_example),
         position=torch.arange(len(targets), device=targets.device) - first.repeat_interleave(per_example),
         length=per_example.repeat_interleave(per_example),
-        epoch=epoch, logits=logits, targets=targets,
+        epoch=epoch, greedy=greedy, targets=targets,
     )  # fmt: skip
