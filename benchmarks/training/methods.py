@@ -48,6 +48,16 @@ PAPER_OBJECTIVES: dict[str, _Objective] = {"paper-sft": torch.mean, "paper-memft
 """Written out here, so that the baseline does not change with our own trainer."""
 
 
+CHANGES: dict[str, dict[str, Any]] = {
+    "no margin": {"goal": 0.5},
+    "SFT": {"objective": "sft"},
+    "A frozen": {"train_basis": False},
+    "twice the rate": {"learning_rate": 6e-3},
+    "32 a step": {"batch_size": 32},
+}
+"""What → the trainer's settings that differ from the policy's."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """What is written, and how."""
@@ -63,6 +73,8 @@ class Cell:
     """Whether the policy's harm budget holds; without, the weight alone says how much harm is done."""
     rate: float | None = None
     """Of TRL: None for what its documentation gives, on its own linear schedule; else a constant rate."""
+    change: str = ""
+    """Of ours: one of `CHANGES`, to see what a part of the policy brings."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,7 @@ def write_ours(lab: Lab, cell: Cell) -> Written:
         session.training_settings(),
         guard_weight=cell.guard or 0.0,
         max_kl_nats=policy.guard.max_kl_nats if cell.leash else math.inf,
+        **CHANGES.get(cell.change, {}),
     )
     guard = session.guard(no_progress) if cell.guard else None
     anchors, holdout = (guard.train, guard.holdout) if guard else (None, None)

@@ -92,6 +92,8 @@ def _name(cell: Cell) -> str:
         return "trl tuned" if cell.rate else "trl docs"
     if cell.method != "ours":
         return f"{cell.method} {cell.placement}"
+    if cell.change:
+        return f"ours, {cell.change}"
     if cell.guard and cell.leash:
         return "guarded"
     if cell.guard:

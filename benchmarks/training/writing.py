@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from benchmarks.training.lab import Lab
-from benchmarks.training.methods import Cell, write
+from benchmarks.training.methods import CHANGES, Cell, write
 from benchmarks.training.store import Row, Store, code_of_baselines, code_of_ours
 
 STUDY = "writing"
-TUNING = (1e-3, 2e-3, 4e-3)
+TUNING = (1e-3, 2e-3, 4e-3, 8e-3)
 """Rates of TRL that are tried at the smallest size; the one that proves first is used for all."""
 
 
@@ -31,6 +31,8 @@ class Size:
     """Guard weights without the policy's harm budget, for the frontier."""
     papers: tuple[tuple[str, str], ...] = ()
     """Methods and placements of the paper's procedure."""
+    changes: tuple[str, ...] = ()
+    """Parts of our policy that are changed one at a time."""
     docs_rate: bool = True
     """Whether TRL runs at its documentation's rate too."""
 
@@ -38,11 +40,11 @@ class Size:
 PAPER_RUNS = (("paper-memft-ot", "mlp-all"), ("paper-memft-ot", "mlp-one"))
 """The placement of all others, and the paper's own."""
 FULL = (
-    Size(64, 4, 12, guards=(5.0, 80.0), papers=PAPER_RUNS),
+    Size(64, 4, 12, guards=(5.0, 80.0), papers=PAPER_RUNS, changes=tuple(CHANGES)),
     Size(256, 8, 10, guards=(5.0, 80.0), papers=PAPER_RUNS),
     Size(1024, 32, 3, docs_rate=False),
 )
-QUICK = (Size(16, 4, 20, guards=(5.0, 80.0), papers=PAPER_RUNS[:1]),)
+QUICK = (Size(16, 4, 20, guards=(5.0, 80.0), papers=PAPER_RUNS[:1], changes=("SFT",)),)
 POLICY_GUARD = 20.0
 
 
@@ -65,6 +67,7 @@ def cells_of(size: Size, rate: float) -> list[Cell]:
     cells += [
         replace(ours, placement=placement) for placement in sorted({p for _, p in size.papers} - {ours.placement})
     ]
+    cells += [replace(ours, change=change) for change in size.changes]
     return cells + [Cell(method, size.facts, size.rank, placement) for method, placement in size.papers]
 
 
@@ -95,11 +98,11 @@ def code_of(cell: Cell) -> str:
 
 def found(store: Store, cell: Cell) -> Row | None:
     """A cell's row, if it is measured."""
-    return store.get(STUDY, asdict(cell), code_of(cell))
+    return store.get(STUDY, _key(cell), code_of(cell))
 
 
 def _measure(lab: Lab, store: Store, cell: Cell, cap_s: float) -> Row:
-    return store.get_or(STUDY, asdict(cell), code_of(cell), lambda: _row(lab, cell, cap_s))
+    return store.get_or(STUDY, _key(cell), code_of(cell), lambda: _row(lab, cell, cap_s))
 
 
 def _row(lab: Lab, cell: Cell, cap_s: float) -> Row:
@@ -111,3 +114,8 @@ def _row(lab: Lab, cell: Cell, cap_s: float) -> Row:
         "loss_nats": proof.loss_nats, "known_kept": proof.locality.share, "probes": proof.locality.probes, "kl_nats": proof.kl_nats,
         "parameters": written.memory.parameters, "target_tokens": sum(len(e.target_ids) for e in lab.examples(cell.facts)),
     }  # fmt: skip
+
+
+def _key(cell: Cell) -> dict[str, object]:
+    """A cell in the store."""
+    return {name: value for name, value in asdict(cell).items() if value != ""}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.training import density, forgetting, gpu, objectives, summary, writing
 from benchmarks.training.lab import Lab, Stopwatch, world_facts
-from benchmarks.training.methods import Cell, write
+from benchmarks.training.methods import CHANGES, Cell, write
 from benchmarks.training.store import Row, Store, code_of_ours
 
 from memupdate.progress import no_progress
@@ -87,6 +87,12 @@ def test_what_a_method_calls_proved_is_what_greedy_decoding_emits(lab: Lab, meth
     assert [tuple(answer) for answer in answers] == [e.target_ids for e in examples]
 
 
+def test_a_changed_part_of_the_policy_is_a_cell_of_its_own() -> None:
+    plain, changed = Cell("ours", 8, 2), Cell("ours", 8, 2, change="SFT")
+    assert writing._key(plain) != writing._key(changed)
+    assert set(CHANGES) <= {cell.change for cell in writing.cells_of(writing.FULL[0], 1e-3)}
+
+
 def test_a_baseline_stops_at_its_cap(lab: Lab) -> None:
     written = write(lab, Cell("paper-sft", 8, 1, "mlp-one"), cap_s=0.2)
     assert written.stopped == "cap"
@@ -120,10 +126,10 @@ def test_figures_and_tables_of_measured_cells(tmp_path: Path) -> None:
     (size,) = plan.sizes
 
     def keep(cell: Cell, **changed: object) -> None:
-        store.get_or(writing.STUDY, asdict(cell), writing.code_of(cell), lambda: {**ROW, **changed})
+        store.get_or(writing.STUDY, writing._key(cell), writing.code_of(cell), lambda: {**ROW, **changed})
 
     keep(Cell("ours", size.facts, size.rank))
-    for rate, seconds in zip(writing.TUNING, (40.0, 20.0, 30.0), strict=True):
+    for rate, seconds in zip(writing.TUNING, (40.0, 20.0, 30.0, 50.0), strict=True):
         keep(Cell("trl", size.facts, size.rank, rate=rate), cpu_s=seconds)
     keep(Cell("trl", size.facts, size.rank), cpu_s=200.0, proved=4, stopped="cap", cap_s=200.0)
     keep(Cell("ours", size.facts, size.rank, guard=writing.POLICY_GUARD), cpu_s=15.0)
