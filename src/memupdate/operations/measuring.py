@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memupdate.errors import UsageError
-from memupdate.facts.model import Fact
+from memupdate.facts.model import Fact, prompt_key
 from memupdate.facts.render import Example
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.measures import MeasureRecord, TextRecord, TokenRecord
@@ -136,7 +136,7 @@ def prepare(session: Session, facts: Sequence[Fact], stand_ins: Collection[str],
 def _probe_questions(session: Session, facts: Sequence[Fact], progress: Progress) -> list[Question]:
     from memupdate.verification.inprocess import baseline_answers
 
-    probes = session.probe_facts(list(facts))
+    probes = list({prompt_key(probe.prompt): probe for probe in session.probe_facts(list(facts))}.values())
     examples = baseline_answers(session.base, session.renderer, probes, _cache(session), progress)
     owners = {probe.prompt: fact.id for fact in facts for probe in fact.locality}
     near = nearness(facts)
