@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.serving.load import Answer, Question, SteadyLoad, ask_all
-from benchmarks.serving.stage import NEW, OLD, memory_mb, our_engine, say, telling
+from benchmarks.serving.stage import NEW, OLD, fill_cache, memory_mb, our_engine, say, telling
 from benchmarks.serving.verdict import Flip, References, allowed, judge, take_references
 
 from memupdate import Workspace
@@ -36,6 +36,7 @@ def one_engine(workspace: Workspace, asked: list[Question], flips: int) -> dict[
     with our_engine(workspace) as engine:
         references, asked = _ready(workspace, engine.url, asked)
         rate = _rate(engine.url, asked)
+        fill_cache(engine)
         done, memory = [_flip(workspace, OLD)], dict[int, float]()
         with SteadyLoad([engine.url], asked, rate) as load:
             time.sleep(5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ OLD, NEW = f"{ALIAS}@v1", f"{ALIAS}@v2"
 ADMIN_TOKEN = "benchmark"
 LONG_TOKENS = 32
 SHORT_TOKENS = 16
+_CONTEXT = 512
+"""Tokens, of the embedded model."""
+_PROMPTS_AT_ONCE = 8
 _OURS = re.compile(r"MEMUPDATE_|VLLM_ALLOW_RUNTIME_LORA_UPDATING")
 
 
@@ -118,6 +122,25 @@ def make_cold(workspace: Workspace, url: str, release: str) -> None:
     answer.raise_for_status()
     for file in workspace.layout.registry.release(release).iterdir():
         os.utime(file)
+
+
+def fill_cache(engine: Engine) -> None:
+    """Use every block of the KV cache once: its memory is the process's only when it is first written to, whoever makes it be so."""
+    with httpx.Client(base_url=engine.url, timeout=300, trust_env=False) as client:
+        info = next(
+            line for line in client.get("/metrics").text.splitlines() if line.startswith("vllm:cache_config_info{")
+        )
+        blocks, size = (int(re.search(rf'{name}="(\d+)"', info)[1]) for name in ("num_gpu_blocks", "block_size"))  # type: ignore[index]
+        dice, length = random.Random(0), _CONTEXT - 2
+        prompts = 1 + blocks * size * 11 // 10 // length
+        for first in range(0, prompts, _PROMPTS_AT_ONCE):
+            count = min(_PROMPTS_AT_ONCE, prompts - first)
+            body = {
+                "model": engine.settings.served_model_name,
+                "prompt": [[dice.randrange(100, 1400) for _ in range(length)] for _ in range(count)],
+                "max_tokens": 1,
+            }
+            client.post("/v1/completions", json=body).raise_for_status()
 
 
 def memory_mb(pids: list[int]) -> float:
