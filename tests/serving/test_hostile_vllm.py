@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ from vllm_fixtures import CHAT, RANK, Served, make_model, settings_for
 
 from memupdate.facts.model import Fact
 from memupdate.layout import RegistryLayout
-from memupdate.serving.client import EngineClient
+from memupdate.serving.client import EngineClient, EngineRefused
 from memupdate.serving.compat import engine_installed
 from memupdate.serving.engine import Engine
 from memupdate.serving.manifest import MATCHED, Manifest, with_alias, with_matcher, write_manifest
@@ -44,7 +46,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     manifest = with_alias(with_matcher(manifest, "globex@v1", file_sha256(matcher)), "acme", "acme@v1")
     manifest = with_alias(manifest, "globex", "globex@v1", route=MATCHED)
     write_manifest(RegistryLayout(registry).manifest, manifest)
-    engine = Engine(settings_for(model, registry, root / "engine.log"))
+    # Room for two of the three releases: one that is asked for again has to be read from disk again.
+    engine = Engine(replace(settings_for(model, registry, root / "engine.log"), max_loras=2, max_cpu_loras=2))
     with engine, EngineClient(engine.url) as client:
         yield Served(engine, client, model, registry, root / "engine.json", shapes)
 
@@ -84,3 +87,25 @@ def test_mutated_bodies_and_names_leave_the_engine_as_it_was(served: Served) -> 
     assert "passwd" not in metrics
     assert sum(statuses.values()) == BODIES
     assert statuses[200] > BODIES / 20
+
+
+def test_a_release_that_is_altered_after_it_was_loaded_is_neither_served_nor_the_end_of_the_engine(
+    served: Served,
+) -> None:
+    weights = served.layout.release("acme@v1") / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    first = served.client.chat("acme", CHAT, 12)
+    other = (served.layout.release("acme@v2") / "adapter_model.safetensors").read_bytes()
+    for harm in (lambda: weights.write_bytes(other), weights.unlink):
+        for name in ("acme@v2", "globex@v1"):  # acme@v1 makes room for them
+            served.client.chat(name, CHAT, 12)
+        harm()
+        time.sleep(1.1)
+        with pytest.raises(EngineRefused, match="damaged") as caught:
+            served.client.chat("acme", CHAT, 12)
+        assert caught.value.status == 404
+        assert served.client.chat("acme@v2", CHAT, 12).model == "acme@v2"
+    weights.write_bytes(whole)
+    time.sleep(1.1)
+    assert served.client.chat("acme", CHAT, 12).text == first.text
+    assert served.client.health()

@@ -32,6 +32,7 @@ from memupdate.serving.env import (
 )
 from memupdate.serving.manifest import Manifest, manifest_cache
 from memupdate.serving.metrics import serving_metrics
+from memupdate.serving.release_files import ReleaseFiles
 from memupdate.serving.routing import Matchers, Refusal, Route, Router
 
 ADMIN_TOKEN_HEADER = "x-memupdate-admin-token"
@@ -119,6 +120,7 @@ class AliasMiddleware:
         self._seen: Manifest | None = None
         base = base_model if base_model is not None else os.environ.get(BASE_MODEL_ENV, "")
         self._router = Router(Matchers(layout) if layout else None, base)
+        self._files = ReleaseFiles(layout) if layout else None
         self._base_model = base
         self._operator_key = os.environ.get(OPERATOR_KEY_ENV, "")
         self._access = _access(layout, self._operator_key)
@@ -185,11 +187,22 @@ class AliasMiddleware:
             route = await self._router.route(body, manifest, session=session, binding=binding)
         if route.refusal is not None:
             raise _Refused(route.refusal)
+        if not await self._is_whole(route.release, manifest):
+            # Counted as an answer too: it ends a canary, as any other failure of its release does.
+            self._metrics.requests.labels(route.alias or "", route.release, "404").inc()
+            raise _Refused(Refusal(404, "NotFoundError", f"the release {route.release} is damaged", "damaged"))
         if route.mode is not None:
             self._metrics.routed.labels(route.mode, route.decision).inc()
         if route.body is not body:
             scope = {**scope, "headers": _with_content_length(scope["headers"], len(route.body))}
         await self._app(scope, _replay(route.body, receive), self._answering(send, route, manifest))
+
+    async def _is_whole(self, release: str | None, manifest: Manifest | None) -> bool:
+        """Whether vLLM may go on reading the release from disk; names that the manifest does not know are the resolver's."""
+        entry = manifest.releases.get(release) if release is not None and manifest is not None else None
+        if release is None or entry is None or self._files is None:
+            return True
+        return await self._files.are_whole(release, entry)
 
     def _let_in(self, scope: Scope) -> tuple[Scope, Binding | None]:
         """The request as vLLM shall see it, and what its key allows; None where keys are not bound. Raises _Refused."""
