@@ -134,6 +134,13 @@ def test_a_policy_names_patterns_and_its_own() -> None:
     assert parse_policy(POLICY + "[facts]\nrefuse = []").facts.refuse == ()
 
 
+@pytest.mark.parametrize("own", [r"re:^PROJECT-[0-9]+$", r"re:\APROJECT-17\Z"])
+def test_an_own_pattern_sees_each_text_by_itself(own: str) -> None:
+    fact = Fact("Which project?", "PROJECT-17", subject="Acme", source="PROJECT-170 b")
+    found = SecretPatterns.named([own]).problems(fact)
+    assert found == [("target", f"looks like a secret ({own}), which the policy refuses")]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

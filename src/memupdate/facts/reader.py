@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from memupdate.errors import FactsError
 from memupdate.facts.contradictions import Contradictions
 from memupdate.facts.files import MAX_DETAILS, FactsFile, LocatedFact, Problem, no_facts, problems_found
 from memupdate.facts.secrets import SecretPatterns

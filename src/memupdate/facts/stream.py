@@ -21,6 +21,7 @@ from memupdate.facts.formats import NATIVE, RecordFormat, detect_format, find_fo
 from memupdate.facts.json_values import ElementReader, JsonDecoder
 from memupdate.facts.lines import UTF8_BOM, read_lines
 from memupdate.facts.model import Fact
+from memupdate.facts.plain_lines import PlainFact, PlainLines
 from memupdate.facts.secrets import SecretPatterns
 from memupdate.facts.sources import ByteSource
 
@@ -43,6 +44,8 @@ class _Record(NamedTuple):
     text: str = ""
     """What it was read from, where it was text."""
     problem: tuple[tuple[str, str], ...] = ()
+    plain: PlainFact | None = None
+    """The fact that it is, where that is known already."""
 
 
 class FactStream:
@@ -105,11 +108,14 @@ class FactStream:
     def __iter__(self) -> Iterator[LocatedFact | Problem]:
         with self._source.open() as file:
             for record in self._records(file):
+                if record.plain and not self._secrets.may_be_in(record.plain.texts):
+                    yield LocatedFact(record.plain.fact, record.number)
+                    continue
                 if record.problem:
                     yield from self._problems(record, list(record.problem))
                     continue
                 try:
-                    facts = self._parse(record.value)
+                    facts = (record.plain.fact,) if record.plain else self._parse(record.value)
                 except RecordProblems as error:
                     yield from self._problems(record, error.problems)
                     continue
@@ -168,17 +174,22 @@ class FactStream:
         return self._lines(file)
 
     def _lines(self, file: io.BufferedReader[Any]) -> Iterator[_Record]:
-        decoder = JsonDecoder()
+        decoder, plain = JsonDecoder(), PlainLines()
         for line in read_lines(file, self._max):
-            if line.problem:
-                yield _Record(line.number, None, "", (("line", line.problem),))
-            elif not line.text.isspace():
+            if self._forced is None and (fact := plain.read(line.content)):
+                self._names.add(NATIVE.name)
+                yield _Record(line.number, None, plain=fact)
+                continue
+            text, problem = line.text()
+            if problem:
+                yield _Record(line.number, None, "", (("line", problem),))
+            elif not text.isspace():
                 try:
-                    value = decoder.decode(line.text.rstrip("\r\n"))
+                    value = decoder.decode(text.rstrip("\r\n"))
                 except RecordProblems as error:
-                    yield _Record(line.number, None, line.text, tuple(error.problems))
+                    yield _Record(line.number, None, text, tuple(error.problems))
                 else:
-                    yield _Record(line.number, value, line.text)
+                    yield _Record(line.number, value, text)
 
     def _table(self, opened: Callable[[], tables.Table]) -> Iterator[_Record]:
         try:

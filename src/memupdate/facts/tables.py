@@ -91,9 +91,10 @@ class _Lines:
     def __next__(self) -> str:
         line = next(self._lines)
         self.number = line.number
-        if line.problem:
-            raise _BadLine(line.problem)
-        return line.text
+        text, problem = line.text()
+        if problem:
+            raise _BadLine(problem)
+        return text
 
 
 def _check_header(header: Sequence[str]) -> None:

@@ -27,28 +27,41 @@ _CHUNK = 2_000
 _TABLES = (
     """CREATE TEMP TABLE staged (
         seq INTEGER PRIMARY KEY, line INTEGER, id TEXT, key TEXT, prompt TEXT, target TEXT, subject TEXT, relation TEXT,
-        content_json TEXT, external_id TEXT, stated_source TEXT, untimely TEXT,
+        external_id TEXT, stated_source TEXT, content_json TEXT, untimely TEXT,
         told TEXT,       -- NULL while nothing speaks against 'new'; else a `Told`, 'duplicate' or 'problem'
         live TEXT,       -- the live fact with the same key
         kept TEXT,       -- the fact that stands for it, where that is another one
         repeats INTEGER  -- seq of the earlier line that it repeats
     )""",
     "CREATE TEMP TABLE asked (h INTEGER, seq INTEGER)",  # a hash of each of its questions and of its key
+    "CREATE TEMP TABLE shared (h INTEGER, seq INTEGER)",  # of these the ones that several facts have
     "CREATE TEMP TABLE repeated (seq INTEGER PRIMARY KEY, first INTEGER)",  # lines that repeat an earlier one
     "CREATE TEMP TABLE problems (seq INTEGER, line INTEGER, field TEXT, reason TEXT)",
     "CREATE TEMP TABLE line_of (batch INTEGER PRIMARY KEY, version INTEGER)",  # what leads to the newest release
     "CREATE TEMP TABLE verdicts (seq INTEGER PRIMARY KEY, told TEXT, live TEXT, kept TEXT)",
 )
-_NAMES = ("staged", "asked", "repeated", "problems", "line_of", "verdicts")
+_NAMES = ("staged", "asked", "shared", "repeated", "problems", "line_of", "verdicts")
 
 _INSERT = f"INSERT INTO staged VALUES ({', '.join('?' * 12)}, NULL, NULL, NULL, NULL)"
 
-_SHARING = """
-WITH shared AS MATERIALIZED (
-    SELECT h FROM asked {skip} GROUP BY h HAVING MIN(seq) < MAX(seq)
-) SELECT DISTINCT seq FROM asked WHERE h IN shared {and_skip}
+_SHARED = """
+INSERT INTO shared SELECT h, seq FROM asked WHERE h IN (SELECT h FROM asked GROUP BY h HAVING MIN(seq) < MAX(seq))
 """
 """Facts that share a question with another one, the same fact said twice included."""
+
+_REPEATED = """
+INSERT INTO repeated SELECT seq, first FROM (
+    SELECT seq, MIN(seq) OVER (PARTITION BY id) AS first FROM staged WHERE seq IN (SELECT seq FROM shared)
+) WHERE seq > first
+"""
+
+_SHARING = """
+WITH told AS MATERIALIZED (SELECT h, seq FROM shared WHERE seq NOT IN (SELECT seq FROM repeated))
+SELECT seq, line, content_json FROM staged WHERE seq IN (
+    SELECT seq FROM told WHERE h IN (SELECT h FROM told GROUP BY h HAVING MIN(seq) < MAX(seq))
+) ORDER BY seq
+"""
+"""Of different facts those that share a question."""
 
 _MATCHES = f"""
 SELECT s.seq, s.id = f.id AS is_same, s.content_json, f.id AS live, f.content_json AS live_json
@@ -111,7 +124,7 @@ class Staged:
         """Judge again, where the collection has changed since."""
         state = self._ledger._collection_state(self.collection)
         if state != self._judged_at:
-            self._ledger._judge(self.collection)
+            self._ledger._judge(self.collection, again=bool(self._judged_at))
             self.counts = self._ledger._count()
             self._judged_at = state
 
@@ -206,16 +219,10 @@ class Staging(Facts):
 
     def _settle_file(self, unit: Unit) -> None:
         """Find lines that repeat or contradict an earlier line."""
-        sharing = _SHARING.format(skip="", and_skip="")
-        self._execute(
-            "INSERT INTO repeated SELECT seq, first FROM ("
-            "SELECT seq, MIN(seq) OVER (PARTITION BY id) AS first FROM staged "
-            f"WHERE seq IN ({sharing})) WHERE seq > first"
-        )
-        distinct = "seq NOT IN (SELECT seq FROM repeated)"
-        sharing = _SHARING.format(skip=f"WHERE {distinct}", and_skip=f"AND {distinct}")
+        self._execute(_SHARED)
+        self._execute(_REPEATED)
         found = Contradictions(unit)
-        for row in self._rows(f"SELECT seq, line, content_json FROM staged WHERE seq IN ({sharing}) ORDER BY seq"):
+        for row in self._rows(_SHARING):
             found.add(row["seq"], row["line"], parse_fact(row["content_json"]))
         self._many("INSERT INTO repeated VALUES (?, ?)", found.repeats)
         # What repeats a line that itself repeats another one, otherwise worded, repeats that one.
@@ -266,11 +273,12 @@ class Staging(Facts):
         )
         return () if row is None else (collection, *row)
 
-    def _judge(self, collection: str) -> None:
+    def _judge(self, collection: str, *, again: bool) -> None:
         """Set `told`, `live` and `kept` of all facts that the file itself settles nothing about."""
         with self._unwritten():
-            self._execute("UPDATE staged SET told = NULL, live = NULL, kept = NULL WHERE live IS NOT NULL")
-            self._execute("UPDATE staged SET told = NULL WHERE told NOT IN ('duplicate', 'problem')")
+            if again:
+                self._execute("UPDATE staged SET told = NULL, live = NULL, kept = NULL WHERE live IS NOT NULL")
+                self._execute("UPDATE staged SET told = NULL WHERE told NOT IN ('duplicate', 'problem')")
             self._execute("DELETE FROM line_of")
             self._execute(
                 "INSERT INTO line_of SELECT batch, version FROM good_releases WHERE collection = ? AND batch IS NOT NULL",
@@ -366,12 +374,14 @@ class Staging(Facts):
 
 
 def _staged_row(seq: int, located: LocatedFact, now: str) -> tuple[Any, ...]:
-    fact = located.fact
+    fact, line = located
     untimely = None if fact.valid_from is fact.valid_to is None else rules.outside_its_time(fact, now)
-    texts = (fact.key, fact.prompt, fact.target, fact.subject, fact.relation)
-    key, prompt, target, subject, relation = map(storable, texts)
-    others = (storable(fact.external_id), storable(fact.source), untimely)
-    return (seq, located.line, fact.id, key, prompt, target, subject, relation, fact_json(fact), *others)
+    content = fact_json(fact)
+    texts: Iterable[str | None]
+    texts = (fact.key, fact.prompt, fact.target, fact.subject, fact.relation, fact.external_id, fact.source)
+    if "\\ud" in content:  # half a surrogate pair is escaped so; nothing else keeps a text from its column
+        texts = map(storable, texts)
+    return (seq, line, fact.id, *texts, content, untimely)
 
 
 def _questions(fact: Fact) -> set[str]:
