@@ -39,7 +39,7 @@ class Line:
     facts_a_batch: int
 
 
-FULL, QUICK = (20, 12), (4, 6)
+FULL, QUICK = (20, 10), (4, 6)
 _COLUMNS = ("rank", "facts", "proved", "older", "older_proved", "known_kept", "kl_nats", "duration_s")
 """One value of each after every batch; older facts are those of the batches before."""
 HOWS = ("memupdate", "no guard", "no replay")

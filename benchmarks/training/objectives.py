@@ -34,7 +34,7 @@ class Sweep:
     steps: int
 
 
-FULL = Sweep(phonebook=((200, 400), (2, 4)), passage=((200,), (1, 2)), steps=480)
+FULL = Sweep(phonebook=((300,), (2, 4)), passage=((150,), (1, 2)), steps=480)
 QUICK = Sweep(phonebook=((100,), (1,)), passage=((50,), (1,)), steps=240)
 
 
@@ -86,4 +86,4 @@ def _batch(kind: str, length: int) -> int:
     """Entries a step: small sets want many small steps, as in `benchmarks.phonebook`."""
     if kind == "passage":
         return 1
-    return 4 if length <= 200 else 8
+    return 4 if length <= 300 else 8

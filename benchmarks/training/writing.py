@@ -41,7 +41,7 @@ PAPER_RUNS = (("paper-memft-ot", "mlp-all"), ("paper-memft-ot", "mlp-one"))
 """The placement of all others, and the paper's own."""
 FULL = (
     Size(64, 4, 12, guards=(5.0, 80.0), papers=PAPER_RUNS, changes=tuple(CHANGES)),
-    Size(256, 8, 10, guards=(5.0, 80.0), papers=PAPER_RUNS),
+    Size(256, 8, 10, guards=(5.0, 80.0), papers=PAPER_RUNS[:1], docs_rate=False),
     Size(1024, 32, 3, docs_rate=False),
 )
 QUICK = (Size(16, 4, 20, guards=(5.0, 80.0), papers=PAPER_RUNS[:1], changes=("SFT",)),)

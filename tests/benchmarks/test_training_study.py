@@ -150,14 +150,14 @@ def test_figures_and_tables_of_measured_cells(tmp_path: Path) -> None:
 
 
 def test_a_line_of_batches_uses_each_fact_once_and_forgets_without_replay(lab: Lab) -> None:
-    line = forgetting.Line("no replay", 2, 3)
+    line = forgetting.Line("no replay", 2, 2)
     batches = forgetting.batches_of(line)
-    assert len({fact.key for batch in batches for fact in batch}) == 6
+    assert len({fact.key for batch in batches for fact in batch}) == 4
     row = forgetting._contrast(lab.session, line, [2, 2])
-    assert row["facts"] == [3, 6]
-    assert row["older"] == [0, 3]
-    assert row["proved"][0] == 3
-    assert row["proved"][1] == row["older_proved"][1] + 3
+    assert row["facts"] == [2, 4]
+    assert row["older"] == [0, 2]
+    assert row["proved"][0] == 2
+    assert row["proved"][1] == row["older_proved"][1] + 2
 
 
 def test_the_density_of_a_rank_counts_only_where_every_fact_is_proved(tmp_path: Path) -> None:
