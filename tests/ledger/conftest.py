@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from memupdate.facts.files import FactsFile, LocatedFact
-from memupdate.facts.model import Fact
+from memupdate.facts.model import Fact, Probe
+from memupdate.law.points import LawPoint
 from memupdate.ledger import Ledger
-from memupdate.ledger.records import Batch, ReleaseRecord
+from memupdate.ledger.maintenance import Retraction
+from memupdate.ledger.measures import MeasureRecord, TextRecord, TokenRecord
+from memupdate.ledger.migrations import STEPS
+from memupdate.ledger.records import Batch, ProofRecord, ReleaseRecord, SliceRecord
 from memupdate.storage import text_sha256
+
+LEADER = Fact("Who leads Acme?", "Wanda Kettleman", valid_from="2025-01-01")
+PLACE = Fact(
+    "Where is Acme?", "Leeds", "Acme", "city", ("Acme's city?",), (Probe("Where is Bolt?"),), "the fax", external_id="7"
+)
+SECRET = Fact("Whose number is 555?", "Wanda's")
+POINT = LawPoint(
+    base_fingerprint="sha256:base", placement="mlp-all", recipe="sha256:recipe", rank=8, effective_parameters=1000, facts=2,
+    target_tokens=9, loss_before_nats=5.0, loss_after_nats=0.1, facts_proved=2, kl_nats=0.01, epochs=30, stopped_early=True,
+    duration_s=1.5, origin="batch",
+)  # fmt: skip
 
 
 class Builder:
@@ -68,6 +84,39 @@ class Builder:
         batch = self.receive(list(facts))
         assert batch is not None
         return self.release(batch.id, unproved=unproved)
+
+    def fill(self, last_step: str = "") -> None:
+        """Two releases and more: a row in every table that the schema has after `last_step` (by default the newest)."""
+        steps = list(STEPS)[: list(STEPS).index(last_step) + 1] if last_step else list(STEPS)
+        ledger, first = self.ledger, self.add(LEADER, PLACE)
+        assert first.batch is not None
+        ledger.record_slice(SliceRecord(first.batch, "slices/1", "sha256:slice", 0, 8, 1000))
+        ledger.record_proofs([ProofRecord(first.name, fact.id, "in-process", True, 0.9) for fact in (LEADER, PLACE)])
+        ledger.record_proofs([ProofRecord(first.name, PLACE.id, "served", False, 0.2, 1, " Leeds", " York")])
+        ledger.add_law_points([POINT], batch=first.batch)
+        ledger.add_fit("sha256:base", "mlp-all", "sha256:recipe", '{"alpha":1}')
+        self.add(replace(LEADER, target="Ada Quist", valid_from="2026-01-01"), SECRET)
+        failed = self.receive([Fact("Why?", "Because")])
+        assert failed is not None
+        ledger.fail_batch(failed.id, "out of memory")
+        if "m007_compaction_and_retraction" in steps:
+            stand_in = replace(PLACE, target="I do not know.", locality=(), source=None, external_id=None)
+            self.release(ledger.receive_retraction("acme", [Retraction(PLACE, stand_in)], "{}", reason="a rumour").id)
+            self.release(ledger.receive_compaction("acme", "{}").id)
+        if "m010_told_but_not_taught" in steps:
+            assert self.receive([replace(LEADER, target="Otto Brandt", valid_from="2024-01-01")]) is None
+        if "m012_purges" in steps:
+            ledger.purge([SECRET], purged_by="the officer", reason="asked to")
+        if "m015_measures" in steps:
+            asked = MeasureRecord(
+                first.name, "in-process", "generality", "held-out phrasing", PLACE.id, "chat", "Acme's city?", "Leeds", "York",
+                "other", 0.4,
+            )  # fmt: skip
+            text = TextRecord(first.name, "held-out anchors", 4032, 5.0, 5.1, 0.01)
+            ledger.record_measures(
+                first.name, [asked], [text], [TokenRecord(first.name, PLACE.id, 0, " Leeds", 0.4, " York", 0.5)]
+            )
+        assert ledger.verify() == []
 
 
 @pytest.fixture

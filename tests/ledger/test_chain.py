@@ -15,19 +15,12 @@ from hypothesis import strategies as st
 from sqlite_utils import Database
 
 from memupdate.facts.model import Fact
-from memupdate.law.points import LawPoint
 from memupdate.ledger import Ledger, chain
 from memupdate.ledger.migrations import MIGRATIONS
-from memupdate.ledger.records import ProofRecord, SliceRecord
+from memupdate.ledger.records import ProofRecord
 
 A = Fact("Who leads Acme?", "Wanda Kettleman", valid_from="2025-01-01")
-OLDER = Fact("Who leads Acme?", "Otto Brandt", valid_from="2024-01-01")
 B = Fact("Where is Acme?", "Leeds", source="the fax", external_id="7")
-POINT = LawPoint(
-    base_fingerprint="sha256:base", placement="mlp-all", recipe="sha256:recipe", rank=8, effective_parameters=1000, facts=2,
-    target_tokens=9, loss_before_nats=5.0, loss_after_nats=0.1, facts_proved=2, kl_nats=0.01, epochs=30, stopped_early=True,
-    duration_s=1.5, origin="batch",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +28,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, builder_of: Any) -> Path
     """A ledger with a row in every table."""
     path = tmp_path_factory.mktemp("made") / "ledger.db"
     with Ledger.create(path) as ledger:
-        build = builder_of(ledger)
-        release = build.add(A, B)
-        ledger.record_slice(SliceRecord(release.batch, "slices/1", "sha256:slice", 0, 8, 1000))
-        ledger.record_proofs([ProofRecord(release.name, fact.id, "in-process", True, 0.9) for fact in (A, B)])
-        ledger.add_law_points([POINT], batch=release.batch)
-        with ledger.transaction():
-            ledger._insert(
-                "law_fits",
-                {"id": "sha256:fit", "base_fingerprint": "f", "placement": "p", "recipe": "r", "fit_json": "{}",
-                 "created_at_utc": "2026-01-01T00:00:00.000Z"},
-            )  # fmt: skip
-        assert build.receive([OLDER]) is None
-        secret = Fact("Whose number is 555?", "Wanda's")
-        build.add(secret)
-        ledger.purge([secret], purged_by="the officer", reason="asked to")
-        assert ledger.verify() == []
+        builder_of(ledger).fill()
     return path
 
 
@@ -99,8 +77,7 @@ def columns_that_count() -> Iterator[tuple[str, str]]:
 def test_no_value_can_be_altered_unnoticed(table: str, column: str, path: Path) -> None:
     with sqlite3.connect(path) as plain:
         found = plain.execute(f"SELECT rowid, typeof({column}), {column} FROM {table} ORDER BY rowid DESC").fetchone()
-    if found is None:
-        pytest.skip(f"{table} has no row here")
+    assert found is not None, f"{table} has no row: give it one in Builder.fill"
     rowid, kind, _ = found
     value = {"integer": f"{column} + 40", "real": f"{column} + 0.5", "null": "'x'"}.get(kind, f"{column} || 'x'")
     with sqlite3.connect(path) as plain:  # a CHECK may allow few values
@@ -113,9 +90,6 @@ def test_no_value_can_be_altered_unnoticed(table: str, column: str, path: Path) 
 
 @pytest.mark.parametrize("table", sorted({table for table, _ in columns_that_count()}))
 def test_no_row_can_go_unnoticed(table: str, path: Path) -> None:
-    with sqlite3.connect(path) as plain:
-        if plain.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] == 0:
-            pytest.skip(f"{table} has no row here")
     for order in ("ASC", "DESC"):
         problems = tampered(
             copied(path, path.with_name(f"{order}.db")),
@@ -126,9 +100,8 @@ def test_no_row_can_go_unnoticed(table: str, path: Path) -> None:
 
 
 def test_a_finding_says_which_rows(path: Path) -> None:
-    assert tampered(path, f"UPDATE batch_facts SET change = 'retracting', supersedes = fact WHERE fact = '{B.id}'") == [
-        "batch_facts: batch 1 was altered"
-    ]
+    statement = "UPDATE batch_facts SET change = 'retracting', supersedes = fact WHERE batch = 1 AND position = 1"
+    assert tampered(path, statement) == ["batch_facts: batch 1 was altered"]
 
 
 def test_a_row_that_was_smuggled_in_has_no_link(path: Path) -> None:
