@@ -75,7 +75,7 @@ def test_the_summary_is_markdown_with_the_releases_and_no_html(reported: Workspa
     inline = [child for token in tokens for child in token.children or []]
     assert {child.type for child in inline} <= {"text", "code_inline", "strong_open", "strong_close", "softbreak"}
     rows = sum(token.type == "tr_open" for token in tokens)
-    assert rows == 1 + len(report.releases)
+    assert rows == 1 + len(report.releases) + 1 + sum(len(row.needs) for row in report.placements)
     assert "30 of 32" in summary
     assert "unproved 1 time**" in summary
     assert math.isfinite(report.batches[0].measured_loss_nats)

@@ -7,6 +7,9 @@ mean over the points. w = 0 counts tokens, w = 1 counts information (`ℓ·L0`);
 A run that held everything says `P* ≤ P`, one that did not `P* > P`: both are what a loss cannot say, which ends at a training's margin.
 The posterior is a grid, so it is exact, needs no start and is the same everywhere; `draws` are taken from it at equal steps.
 
+Runs of other placements may speak too, through their effective parameters: they share η, w and s, and their level a is this one's, or
+this one's and an offset of their own with a normal prior, which is integrated out.
+
 Invariant: η > 0 and 0 ≤ w ≤ 1 in every draw, so no end of an interval improves when facts are added, however cheap their tokens
 (`ℓ^(1−w)·(ℓ·L0)^w` grows with tokens and with information), and none worsens with P.
 """
@@ -15,10 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.polynomial.hermite_e import hermegauss
 
 from memupdate.law.intervals import central
 from memupdate.law.points import Interval
@@ -36,12 +40,26 @@ SPREAD_PRIOR = (math.log(0.2), 0.5)
 LEVEL_SD = 2.0
 """Of a, around the middle of the parameters that were tried."""
 DRAWS = 400
+OFFSET_NODES = 5
+"""Of Gauss and Hermite, for a placement's own offset."""
 _AXES, _COARSE = (37, 15, 9, 9), (21, 9, 5, 5)
 """Values of a, η, w, ln s on a pass; the coarse grid is for fits that are only scored."""
 _PASSES = 2
 """The grid's second pass covers what the first left likely."""
 _NEGLIGIBLE = 12.0
 """In ln of the posterior, below its top."""
+
+
+class Runs(NamedTuple):
+    """Memories of one placement, one value each."""
+
+    parameters: Sequence[float]
+    """Effective parameters."""
+    tokens: Sequence[float]
+    base_loss_nats: Sequence[float]
+    """Per target token."""
+    held: Sequence[bool]
+    """Whether everything was proved with the harm within its budget."""
 
 
 class Size(NamedTuple):
@@ -117,25 +135,27 @@ def fit_needed_rank(
     confidence: float,
     fixed_weight: float | None = None,
     scored: bool = True,
+    others: Sequence[Runs] = (),
+    offset_sd: float = 0.0,
 ) -> NeededRank:
     """Fit the law; any number of points will do, since priors stand where they are silent.
 
     Args:
-        parameters: effective parameters of each run.
-        tokens: target tokens.
-        base_loss_nats: loss before, per token.
-        held: whether everything was proved with the harm within its budget.
+        parameters, tokens, base_loss_nats, held: of each run, see `Runs`.
         confidence: of the parameters' intervals.
         fixed_weight: w: 0 counts tokens, 1 information. None leaves it to the points.
-        scored: whether sizes are left out in turn to score it; without, `log_score` is the guess's.
+        scored: whether sizes are left out in turn to score it, in `others` too; without, `log_score` is the guess's.
+        others: runs of other placements, from which this one's law is learnt as well; one entry each.
+        offset_sd: prior deviation of what their ln P* differ from this one's by; 0: not at all.
     """
-    data = _Data.of(parameters, tokens, base_loss_nats, held)
+    data = _Data.of(Runs(parameters, tokens, base_loss_nats, held), others, offset_sd)
     draws = data.sample(np.ones(len(data.held)), fixed_weight)
     sizes = np.unique(data.lt)
     scores = []
     for size in sizes if scored and len(sizes) >= 3 else []:
         out = data.lt == size
-        scores += data.log_score(data.sample((~out).astype(np.float64), fixed_weight, _COARSE), out)
+        seen = replace(data, others=tuple(other.without(size) for other in data.others))
+        scores += data.log_score(seen.sample((~out).astype(np.float64), fixed_weight, _COARSE), out)
     share = min(max(float(data.held.mean()), 1e-3), 1 - 1e-3)
     guess = share * math.log(share) + (1 - share) * math.log(1 - share)
     named = [central(draws[:, column], float(np.median(draws[:, column])), confidence) for column in range(4)]
@@ -165,15 +185,24 @@ class _Data:
     """ln L0 less its mean."""
     held: Array
     centre: tuple[float, float]
+    others: tuple[_Data, ...] = ()
+    """Of other placements, around the same centre."""
+    offset_sd: float = 0.0
 
     @classmethod
-    def of(
-        cls, parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float], held: Sequence[bool]
-    ) -> _Data:
-        lp, lt = np.log(np.asarray(parameters, dtype=np.float64)), np.log(np.asarray(tokens, dtype=np.float64))
-        ld = np.log(np.maximum(np.asarray(losses, dtype=np.float64), 1e-3))
+    def of(cls, runs: Runs, others: Sequence[Runs], offset_sd: float) -> _Data:
+        lp, lt, ld, held = _logs(runs)
         centre = (float(f"{lt.mean():.9g}"), float(f"{ld.mean():.9g}"))
-        return cls(lp, lt - centre[0], ld - centre[1], np.asarray(held, dtype=np.float64), centre)
+        beside = [_logs(other) for other in others if len(other.held)]
+        return cls(
+            lp, lt - centre[0], ld - centre[1], held, centre,
+            tuple(cls(p, t - centre[0], d - centre[1], h, centre) for p, t, d, h in beside), offset_sd,
+        )  # fmt: skip
+
+    def without(self, size: float) -> _Data:
+        """Without the points of one size (ln ℓ less its mean)."""
+        kept = ~np.isclose(self.lt, size, rtol=0, atol=1e-9)
+        return replace(self, lp=self.lp[kept], lt=self.lt[kept], ld=self.ld[kept], held=self.held[kept])
 
     def sample(self, weights: Array, fixed_weight: float | None, counts: tuple[int, ...] = _AXES) -> Array:
         """Draws (DRAWS, 4) from the posterior under point weights (n,)."""
@@ -212,14 +241,27 @@ class _Data:
         if fixed_weight is None:
             value -= 0.5 * ((grid[:, 2] - WEIGHT_PRIOR[0]) / WEIGHT_PRIOR[1]) ** 2
         value -= 0.5 * ((grid[:, 3] - SPREAD_PRIOR[0]) / SPREAD_PRIOR[1]) ** 2
-        spread = np.exp(grid[:, 3])
+        value += self.log_likelihood(grid, weights)
+        nodes, shares = hermegauss(OFFSET_NODES) if self.offset_sd else (np.zeros(1), np.ones(1))
+        for other in self.others:
+            every, moved = np.ones(len(other.held)), grid.copy()
+            rows = []
+            for node, share in zip(nodes, shares / shares.sum(), strict=True):
+                moved[:, 0] = grid[:, 0] + self.offset_sd * node
+                rows.append(math.log(share) + other.log_likelihood(moved, every))
+            value += np.logaddexp.reduce(rows, axis=0)
+        steps = [float(axis[1] - axis[0]) if len(axis) > 1 else 0.0 for axis in axes]
+        return grid, value, steps
+
+    def log_likelihood(self, grid: Array, weights: Array) -> Array:
+        """ln of the probability of what happened, the points weighted (n,), under each (a, η, w, ln s): (m,)."""
+        value, spread = np.zeros(len(grid)), np.exp(grid[:, 3])
         for lp, lt, ld, held, weight in zip(self.lp, self.lt, self.ld, self.held, weights, strict=True):
             if weight:
                 chance = _sigmoid((lp - grid[:, 0] - grid[:, 1] * (lt + grid[:, 2] * ld)) / spread)
                 chance = LAPSE / 2 + (1 - LAPSE) * (chance if held else 1 - chance)
                 value += weight * np.log(chance)
-        steps = [float(axis[1] - axis[0]) if len(axis) > 1 else 0.0 for axis in axes]
-        return grid, value, steps
+        return value
 
     def log_score(self, draws: Array, where: Array) -> list[float]:
         """ln of the probability that `draws` give to what happened at the points `where` (n,)."""
@@ -227,6 +269,13 @@ class _Data:
         chance = _sigmoid((self.lp[where][:, None] - needed) / draws[:, 3]).mean(axis=1)
         chance = np.where(self.held[where] > 0, chance, 1 - chance)
         return [math.log(LAPSE / 2 + (1 - LAPSE) * float(value)) for value in chance]
+
+
+def _logs(runs: Runs) -> tuple[Array, Array, Array, Array]:
+    """ln P, ln ℓ, ln L0 and whether held, all (n,)."""
+    lp, lt = np.log(np.asarray(runs.parameters, dtype=np.float64)), np.log(np.asarray(runs.tokens, dtype=np.float64))
+    ld = np.log(np.maximum(np.asarray(runs.base_loss_nats, dtype=np.float64), 1e-3))
+    return lp, lt, ld, np.asarray(runs.held, dtype=np.float64)
 
 
 def _sigmoid(values: Array) -> Array:

@@ -6,6 +6,7 @@ Invariant: reads only, and loads no torch; facts are counted by the ledger, neve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from memupdate.law.fit import LawFit
 from memupdate.ledger.figures import Margins, ReleaseFigures, WeakFact
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import Engine
-from memupdate.operations import planning
+from memupdate.operations import comparing, planning
+from memupdate.operations.measuring import WORST_FACTS, generality_of, locality_of
+from memupdate.operations.planning import Candidate
 from memupdate.operations.session import Session
 from memupdate.reports.content import BatchComparison, CapacityReport, CollectionCapacity, Holding, ReleaseRow
 
@@ -42,7 +45,12 @@ def capacity_report(
         LedgerError: no such collection; or there is neither a law nor a release to report on.
     """
     names = _collections(ledger, collection)
-    fit = planning.current_fit(session, ledger)
+    laws = comparing.with_laws(session, ledger)
+    placed = {name: _placed(session, ledger, name, laws) for name in names}
+    shown = next((placed[name] for name in names if ledger.latest_release(name)), None) or _placed(
+        session, ledger, "", laws
+    )
+    fit = shown.fit
     figures = {name: ledger.release_figures(name) for name in names}
     if fit is None and not any(figures.values()):
         raise LedgerError("no law is fitted for this model and policy", "run `memupdate calibrate`")
@@ -53,18 +61,20 @@ def capacity_report(
         model=_model_name(session),
         base_fingerprint=session.fingerprint,
         policy=session.policy.name,
-        placement=session.shape.name,
+        placement=shown.session.shape.name,
         threshold=session.policy.proof.min_probability,
         limits=planning.limits(session),
         fit=fit,
-        points=tuple(ledger.law_points(session.fingerprint, session.shape.name, session.recipe)),
-        collections=tuple(_capacity(session, ledger, name, figures[name], fit, aliases.get(name)) for name in names),
+        points=tuple(planning.points_of(shown.session, ledger)),
+        collections=tuple(_capacity(placed[name], ledger, name, figures[name], aliases.get(name)) for name in names),
         batches=tuple(compared for row in every if (compared := _comparison(row)) is not None),
         releases=tuple(ReleaseRow.of(row) for row in every),
         margins=tuple(_margins(ledger, newest[name], engine) for name, engine in engines.items() if engine),
         weak_facts=tuple(
             fact for name, engine in engines.items() if engine for fact in _weak(ledger, newest[name], engine)
         ),
+        placements=comparing.placement_rows(laws, ledger),
+        pooling=comparing.pooling_scores(laws, ledger),
         messages=() if fit else ("no law is fitted for this model and policy: run `memupdate calibrate`",),
     )
 
@@ -84,13 +94,24 @@ def _collections(ledger: Ledger, wanted: str | None) -> list[str]:
     return [wanted]
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A collection's placement, and the law for it where there is one."""
+
+    session: Session
+    fit: LawFit | None
+
+
+def _placed(session: Session, ledger: Ledger, name: str, laws: Sequence[Candidate]) -> _Placed:
+    """Of an empty collection the policy's placement, or the first of those that it allows with a law."""
+    own = planning.placements_of(session, ledger, name)
+    allowed = {placed.shape.name for placed in own}
+    law = next((found for found in laws if found.session.shape.name in allowed), None)
+    return _Placed(own[0], None) if law is None else _Placed(law.session, law.fit)
+
+
 def _capacity(
-    session: Session,
-    ledger: Ledger,
-    name: str,
-    rows: Sequence[ReleaseFigures],
-    fit: LawFit | None,
-    alias: str | None,
+    placed: _Placed, ledger: Ledger, name: str, rows: Sequence[ReleaseFigures], alias: str | None
 ) -> CollectionCapacity:
     newest = rows[-1] if rows else None
     rank, tokens = (newest.rank, _tokens(newest)) if newest else (0, 0)
@@ -106,6 +127,7 @@ def _capacity(
     ]
     return CollectionCapacity(
         collection=name,
+        placement=session.shape.name,
         release=newest.name if newest else None,
         alias_release=alias,
         rank=rank,

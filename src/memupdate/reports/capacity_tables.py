@@ -15,6 +15,7 @@ from memupdate.budget.bits import KNOWLEDGE_BITS_PER_PARAMETER, MEMORISATION_BIT
 from memupdate.ledger.figures import WeakFact
 from memupdate.reports import texts
 from memupdate.reports.content import BatchComparison, CapacityReport, CollectionCapacity, ReleaseRow
+from memupdate.reports.placements import COLUMNS, placement_cells, pooling_sentence
 from memupdate.reports.tables import human_bytes, law_table
 
 MAX_RELEASES = 10
@@ -28,6 +29,8 @@ def capacity_renderables(report: CapacityReport) -> list[RenderableType]:
     shown: list[RenderableType] = [Text(message, style="bold") for message in report.messages]
     for capacity in report.collections:
         shown += _collection(report, capacity)
+    if report.placements:
+        shown.append(_placements(report))
     if report.fit is not None:
         shown.append(law_table(report.fit))
     return shown
@@ -35,7 +38,7 @@ def capacity_renderables(report: CapacityReport) -> list[RenderableType]:
 
 def _collection(report: CapacityReport, capacity: CollectionCapacity) -> list[RenderableType]:
     name = capacity.collection
-    shown: list[RenderableType] = [_gauge(capacity), Text(texts.forecast_sentence(capacity)), _memory(report, capacity)]
+    shown: list[RenderableType] = [_gauge(capacity), Text(texts.forecast_sentence(capacity)), _memory(capacity)]
     if rows := [row for row in report.releases if row.collection == name][-MAX_RELEASES:]:
         shown.append(_releases(rows))
     names = {row.name for row in rows}
@@ -44,6 +47,18 @@ def _collection(report: CapacityReport, capacity: CollectionCapacity) -> list[Re
     if weak := [fact for fact in report.weak_facts if fact.collection == name][:MAX_WEAK]:
         shown.append(_weak_facts(weak))
     return shown
+
+
+def _placements(report: CapacityReport) -> RenderableType:
+    table = Table(title="Placements: what an empty memory would need", title_justify="left")
+    for heading in COLUMNS:
+        table.add_column(
+            heading.capitalize() if heading != "KL" else heading, justify="left" if heading == "placement" else "right"
+        )
+    for cells in placement_cells(report.placements):
+        table.add_row(*cells)
+    sentence = pooling_sentence(report.pooling)
+    return Group(table, Text(sentence)) if sentence else table
 
 
 def _gauge(capacity: CollectionCapacity) -> RenderableType:
@@ -61,8 +76,8 @@ def _gauge(capacity: CollectionCapacity) -> RenderableType:
     return Group(title, bar, sentence)
 
 
-def _memory(report: CapacityReport, capacity: CollectionCapacity) -> RenderableType:
-    line = f"rank {capacity.rank}, {report.placement}: {capacity.effective_parameters:,} effective parameters, "
+def _memory(capacity: CollectionCapacity) -> RenderableType:
+    line = f"rank {capacity.rank}, {capacity.placement}: {capacity.effective_parameters:,} effective parameters, "
     line += f"{human_bytes(capacity.adapter_bytes)}; {capacity.bits_stored:,.0f} bits stored, "
     line += f"{capacity.bits_per_parameter:.3g} per parameter "
     line += f"(bounds: {KNOWLEDGE_BITS_PER_PARAMETER:g} knowledge, {MEMORISATION_BITS_PER_PARAMETER:g} memorisation)"

@@ -14,7 +14,9 @@ from memupdate.budget.bits import KNOWLEDGE_BITS_PER_PARAMETER, MEMORISATION_BIT
 from memupdate.budget.forecast import RULE, Forecast
 from memupdate.budget.plan import Limits
 from memupdate.law.points import Interval, LawPoint
+from memupdate.law.pooled import PooledScore
 from memupdate.ledger.figures import EngineProofs, Margins, ReleaseFigures, WeakFact
+from memupdate.reports.placements import PlacementRow
 
 if TYPE_CHECKING:
     from memupdate.law.fit import LawFit
@@ -38,6 +40,8 @@ class CollectionCapacity:
     """One collection's gauge."""
 
     collection: str
+    placement: str
+    """Of its memory; of an empty one what the next release would have."""
     release: str | None
     """The newest; None before the first."""
     alias_release: str | None
@@ -144,6 +148,10 @@ class CapacityReport:
     margins: tuple[Margins, ...]
     """Of the newest release of each collection: on the engine where it was served, else in-process."""
     weak_facts: tuple[WeakFact, ...]
+    placements: tuple[PlacementRow, ...] = ()
+    """Those with a law, side by side."""
+    pooling: tuple[PooledScore, ...] = ()
+    """One law for them all against a law for each, best first; empty where fewer than two can be compared."""
     messages: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

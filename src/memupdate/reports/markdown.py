@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from memupdate.ledger.figures import WeakFact
 from memupdate.reports import texts
 from memupdate.reports.content import CapacityReport, CollectionCapacity, ReleaseRow
+from memupdate.reports.placements import COLUMNS, placement_cells, pooling_sentence
 
 MAX_RELEASES = 10
 """Newest releases of each collection."""
@@ -24,6 +25,8 @@ def markdown_summary(report: CapacityReport) -> str:
     parts += [f"**{message}**" for message in report.messages]
     for capacity in report.collections:
         parts += _collection(report, capacity)
+    if report.placements:
+        parts.append(_placements(report))
     if report.fit is not None:
         inside = sum(batch.loss_inside for batch in report.batches)
         parts.append(
@@ -31,6 +34,13 @@ def markdown_summary(report: CapacityReport) -> str:
             f"their loss within the interval that the plan stated ({report.fit.confidence:.0%})."
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _placements(report: CapacityReport) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for cells in placement_cells(report.placements)]
+    sentence = pooling_sentence(report.pooling)
+    return "\n".join(lines) + (f"\n\n{sentence}" if sentence else "")
 
 
 def code(text: str) -> str:

@@ -16,7 +16,8 @@ from memupdate.law.memory_law import is_saturated
 from memupdate.ledger.figures import Margins, ReleaseProbability, WeakFact
 from memupdate.reports import texts
 from memupdate.reports.content import CapacityReport, CollectionCapacity, ReleaseRow
-from memupdate.reports.figures import comparison, law, margins, releases
+from memupdate.reports.figures import comparison, law, margins, releases, shares
+from memupdate.reports.placements import COLUMNS, placement_cells, pooling_sentence
 from memupdate.reports.tables import human_bytes, human_duration, law_ranges, law_rows
 
 MAX_RELEASES = 50
@@ -102,6 +103,9 @@ def html_page(report: CapacityReport) -> str:
         law_lines=_law_lines(report),
         law_rows=law_rows(report.fit) if report.fit else (),
         comparison=_comparison(report),
+        placement_columns=COLUMNS,
+        placement_rows=placement_cells(report.placements),
+        pooling=pooling_sentence(report.pooling),
         rule=RULE,
         text=texts,
     )
@@ -116,7 +120,7 @@ def _collection(report: CapacityReport, capacity: CollectionCapacity) -> Collect
         gauge=_gauge(capacity),
         sentence=texts.gauge_sentence(capacity),
         forecast=texts.forecast_sentence(capacity),
-        pairs=_pairs(report, capacity),
+        pairs=_pairs(capacity),
         plots=tuple(plot for plot in plots if plot.svg),
         strips=tuple(_strip(fact) for fact in report.weak_facts if fact.collection == capacity.collection),
     )
@@ -134,7 +138,7 @@ def _gauge(capacity: CollectionCapacity) -> Gauge | None:
     )
 
 
-def _pairs(report: CapacityReport, capacity: CollectionCapacity) -> tuple[tuple[str, str], ...]:
+def _pairs(capacity: CollectionCapacity) -> tuple[tuple[str, str], ...]:
     density = capacity.bits_per_parameter
     known = f"{texts.percent(density / KNOWLEDGE_BITS_PER_PARAMETER)} of the {KNOWLEDGE_BITS_PER_PARAMETER:g}"
     noise = f"{texts.percent(density / MEMORISATION_BITS_PER_PARAMETER)} of the {MEMORISATION_BITS_PER_PARAMETER:g}"
@@ -142,7 +146,7 @@ def _pairs(report: CapacityReport, capacity: CollectionCapacity) -> tuple[tuple[
     found = [
         ("Newest release", capacity.release or "none yet"),
         ("Alias points at", capacity.alias_release or "nothing yet"),
-        ("Rank", f"{capacity.rank}, {report.placement}"),
+        ("Rank", f"{capacity.rank}, {capacity.placement}"),
         ("Effective parameters", f"{capacity.effective_parameters:,}"),
         ("Adapter", human_bytes(capacity.adapter_bytes)),
         ("Live facts", f"{capacity.facts_live:,}"),
