@@ -21,7 +21,6 @@ from memupdate.ledger.figures import Margins, ReleaseFigures, WeakFact
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import Engine
 from memupdate.operations import comparing, planning
-from memupdate.operations.measuring import WORST_FACTS, generality_of, locality_of
 from memupdate.operations.planning import Candidate
 from memupdate.operations.session import Session
 from memupdate.reports.content import BatchComparison, CapacityReport, CollectionCapacity, Holding, ReleaseRow
@@ -113,6 +112,7 @@ def _placed(session: Session, ledger: Ledger, name: str, laws: Sequence[Candidat
 def _capacity(
     placed: _Placed, ledger: Ledger, name: str, rows: Sequence[ReleaseFigures], alias: str | None
 ) -> CollectionCapacity:
+    session, fit = placed.session, placed.fit
     newest = rows[-1] if rows else None
     rank, tokens = (newest.rank, _tokens(newest)) if newest else (0, 0)
     limits = planning.limits(session)
