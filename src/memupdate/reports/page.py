@@ -16,7 +16,7 @@ from memupdate.law.memory_law import is_saturated
 from memupdate.ledger.figures import Margins, ReleaseProbability, WeakFact
 from memupdate.reports import texts
 from memupdate.reports.content import CapacityReport, CollectionCapacity, ReleaseRow
-from memupdate.reports.figures import comparison, law, margins, releases, shares
+from memupdate.reports.figures import comparison, law, margins, releases
 from memupdate.reports.placements import COLUMNS, placement_cells, pooling_sentence
 from memupdate.reports.tables import human_bytes, human_duration, law_ranges, law_rows
 
