@@ -222,6 +222,20 @@ def test_attach_and_detach_leave_the_base_as_it_was(atlas_base: BaseModel, fille
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_disabled_memory_is_the_base_model(atlas_base: BaseModel, filled: Memory, batches: Batches) -> None:
+    new, old = batches
+    before = logits_of(atlas_base.model, [*new, *old])
+    model = attach(atlas_base.model, filled)
+    try:
+        with_memory = logits_of(model, [*new, *old])
+        with model.disable_adapter():
+            assert torch.equal(logits_of(model, [*new, *old]), before)
+        assert not torch.equal(with_memory, before)
+        assert torch.equal(logits_of(model, [*new, *old]), with_memory)
+    finally:
+        atlas_base.model = detach(model)
+
+
 def test_attaching_again_warns_of_nothing(atlas_base: BaseModel, filled: Memory) -> None:
     for _ in range(2):
         atlas_base.model = detach(attach(atlas_base.model, filled))

@@ -117,6 +117,8 @@ def _forward_of(layer: Any) -> Callable[..., Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         out: Tensor = frozen(x)
+        if layer.disable_adapters:  # `disable_adapter()`: the base model alone
+            return out
         low = functional.linear(x.to(a.dtype), a)
         if out.dtype != b.dtype:  # a bfloat16 model: the adapter's part is added before it is rounded
             return (out + functional.linear(low, b)).to(out.dtype)
