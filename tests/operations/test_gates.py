@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+from memupdate.facts.render import Example
 from memupdate.ledger.records import Batch, BatchKind
 from memupdate.operations.gates import Gates
+from memupdate.operations.measuring import Measured
 from memupdate.operations.proving import MemoryProof
 from memupdate.policies import load_policy
+from memupdate.verification.general_text import TextMeasure
 from memupdate.verification.gone import DeadAnswer
 from memupdate.verification.inprocess import LocalityResult
+from memupdate.verification.neighbours import GUESSED, PROBE, SAME_SUBJECT
+from memupdate.verification.questions import GIVEN, HELD_OUT, SYSTEM, TEMPLATE, Answered, Question
 from memupdate.verification.recall import FactProof
 
 BATCH = Batch(
@@ -86,3 +91,54 @@ def test_advice_names_what_helps() -> None:
     assert "max_rank" in gates("compact").advice(proof(BAD))
     assert "retraction.answer" in gates("retract").advice(proof(GOOD, dead=(SAID,)))
     assert "max_dead_probability" in gates("compact").advice(proof(GOOD, dead=(LIKELY,)))
+
+
+def measured(*answers: tuple[str, str, str], ratio: float = 1.0) -> Measured:
+    """Answers as (measure, part, judged)."""
+    example = Example("f1", "chat", "Q?", "A", (1,), (2,))
+    asked = tuple(
+        Answered(Question(measure, part, "f1", example), judged, "A", None if judged == "exact" else "B", 0.9)  # type: ignore[arg-type]
+        for measure, part, judged in answers
+    )
+    return Measured(asked, "general.txt", TextMeasure(100, 4.0, 4.0 * ratio, 0.01))
+
+
+ASKED = measured(
+    ("generality", HELD_OUT, "exact"),
+    ("generality", TEMPLATE, "contained"),
+    ("generality", SYSTEM, "other"),
+    ("locality", PROBE, "exact"),
+    ("locality", SAME_SUBJECT, "normalised"),
+    ("locality", SAME_SUBJECT + GUESSED, "other"),
+    ("portability", GIVEN, "other"),
+    ratio=1.02,
+)
+
+
+def bounded(**bounds: float) -> Gates:
+    overrides = {f"proof.{name}": value for name, value in bounds.items()}
+    return Gates(load_policy("standard", overrides=overrides), BATCH, {"f1"})
+
+
+def test_measures_hold_nothing_back_unless_the_policy_says_so() -> None:
+    assert bounded().reasons(replace(proof(GOOD), measured=ASKED)) == []
+    assert bounded().reasons(proof(GOOD)) == bounded(min_generality=1.0, min_locality=1.0).reasons(proof(GOOD)) == []
+
+
+def test_bounds_count_what_they_name_and_nothing_else() -> None:
+    shown = replace(proof(GOOD), measured=ASKED)
+    assert bounded(min_generality=0.5, min_locality=0.5, max_perplexity_increase=0.03).reasons(shown) == []
+    gates_ = bounded(min_generality=0.51, min_locality=0.51, max_perplexity_increase=0.01)
+    assert gates_.reasons(shown) == [
+        "generality is 50.0%: 1 of 2 phrasings that were not trained on are answered word for word, 51.0% wanted",
+        "locality is 50.0%: 1 of 2 probes and near neighbours are answered as before, 51.0% wanted",
+        "perplexity of general text (general.txt) is up by 2.0%, 1.0% allowed",
+    ]
+    assert gates_.details(shown) == [f"{part}: 'Q?': 'B', not 'A'" for part in (TEMPLATE, SAME_SUBJECT)]
+
+
+def test_advice_for_generality_is_wordings_and_for_harm_rank() -> None:
+    shown = replace(proof(GOOD), measured=ASKED)
+    assert "facts.train_paraphrases" in bounded(min_generality=0.9).advice(shown)
+    assert "rank buys harmlessness" in bounded(min_locality=0.9).advice(shown)
+    assert "rank buys harmlessness" in bounded(min_generality=0.9, min_locality=0.9).advice(shown)

@@ -22,6 +22,9 @@ Judged = Literal["exact", "normalised", "contained", "other"]
 """The strictest way in which an answer matches: to the character and then stopped; but for case, spaces and closing punctuation;
 somewhere in a longer answer; not at all."""
 
+OWN_PROMPT = "own prompt"
+"""The part of recall that proofs make; the views name it too."""
+
 
 @dataclass(frozen=True)
 class MeasureRecord:

@@ -15,7 +15,7 @@ from memupdate.errors import UsageError
 from memupdate.facts.model import Fact, prompt_key
 from memupdate.facts.render import Example
 from memupdate.ledger.ledger import Ledger
-from memupdate.ledger.measures import MeasureRecord, TextRecord, TokenRecord
+from memupdate.ledger.measures import MeasureCount, MeasureRecord, TextRecord, TokenRecord
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.verification.neighbours import (
@@ -235,6 +235,20 @@ def corpus_text(session: Session) -> str:
             f"{file}: cannot be read as text ({type(error).__name__})",
             "proof.corpus in the policy names a UTF-8 text file of the workspace",
         ) from error
+
+
+def generality_of(counts: Sequence[MeasureCount]) -> float | None:
+    """`Measured.generality` from the ledger's counts of one release; None where nothing was asked."""
+    return _share_of([c for c in counts if c.part in OTHER_WORDINGS])
+
+
+def locality_of(counts: Sequence[MeasureCount]) -> float | None:
+    """`Measured.locality` from the ledger's counts of one release; None where nothing was asked."""
+    return _share_of([c for c in counts if c.measure == "locality" and not is_guess(c.part)])
+
+
+def _share_of(counts: Sequence[MeasureCount]) -> float | None:
+    return Share(sum(c.exact for c in counts), sum(c.asked for c in counts)).if_asked
 
 
 def record_measured(ledger: Ledger, release: str, measured: Measured) -> None:

@@ -19,12 +19,23 @@ from memupdate.errors import LedgerError
 from memupdate.law.fit import LawFit
 from memupdate.ledger.figures import Margins, ReleaseFigures, WeakFact
 from memupdate.ledger.ledger import Ledger
+from memupdate.ledger.measures import OWN_PROMPT
 from memupdate.ledger.records import Engine
 from memupdate.operations import comparing, planning
+from memupdate.operations.measuring import WORST_FACTS, generality_of, locality_of
 from memupdate.operations.planning import Candidate
 from memupdate.operations.session import Session
-from memupdate.reports.content import BatchComparison, CapacityReport, CollectionCapacity, Holding, ReleaseRow
+from memupdate.reports.content import (
+    BatchComparison,
+    CapacityReport,
+    CollectionCapacity,
+    Holding,
+    ReleaseMeasures,
+    ReleaseRow,
+)
 
+MEASURED_RELEASES = 50
+"""Newest releases of each collection whose measures are counted."""
 MARGIN_BINS = 20
 """Of the margins histogram: 5 % each."""
 WEAK_FACTS = 20
@@ -74,8 +85,26 @@ def capacity_report(
         ),
         placements=comparing.placement_rows(laws, ledger),
         pooling=comparing.pooling_scores(laws, ledger),
+        measures=tuple(measured for rows in figures.values() for measured in _measures(ledger, rows)),
         messages=() if fit else ("no law is fitted for this model and policy: run `memupdate calibrate`",),
     )
+
+
+def _measures(ledger: Ledger, rows: Sequence[ReleaseFigures]) -> list[ReleaseMeasures]:
+    """Of the newest releases of one collection; the newest of all comes with its least sure tokens."""
+    found = []
+    for row in rows[-MEASURED_RELEASES:]:
+        counts, text = tuple(ledger.measure_counts(row.name)), ledger.text_measure(row.name)
+        tokens = ledger.fact_tokens(row.name, limit=WORST_FACTS) if row is rows[-1] else []
+        if text is not None or any(count.part != OWN_PROMPT for count in counts):
+            found.append(
+                ReleaseMeasures(
+                    release=row.name, collection=row.collection, counts=counts, generality_share=generality_of(counts),
+                    locality_share=locality_of(counts), text=text, perplexity_ratio=text.perplexity_ratio if text else None,
+                    tokens=tuple(tokens),
+                )
+            )  # fmt: skip
+    return found
 
 
 def _model_name(session: Session) -> str:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from memupdate.budget.bits import KNOWLEDGE_BITS_PER_PARAMETER, MEMORISATION_BITS_PER_PARAMETER
 from memupdate.ledger.figures import WeakFact
-from memupdate.reports import texts
-from memupdate.reports.content import BatchComparison, CapacityReport, CollectionCapacity, ReleaseRow
+from memupdate.reports import measures, texts
+from memupdate.reports.content import BatchComparison, CapacityReport, CollectionCapacity, ReleaseMeasures, ReleaseRow
 from memupdate.reports.placements import COLUMNS, placement_cells, pooling_sentence
 from memupdate.reports.tables import human_bytes, law_table
 
@@ -44,6 +44,8 @@ def _collection(report: CapacityReport, capacity: CollectionCapacity) -> list[Re
     names = {row.name for row in rows}
     if batches := [batch for batch in report.batches if batch.release in names]:
         shown.append(_batches(batches))
+    if measured := [item for item in report.measures if item.collection == name]:
+        shown += [Text(measures.summary_sentence(measured[-1])), _measures(measured[-1])]
     if weak := [fact for fact in report.weak_facts if fact.collection == name][:MAX_WEAK]:
         shown.append(_weak_facts(weak))
     return shown
@@ -120,6 +122,15 @@ def _batches(batches: Sequence[BatchComparison]) -> RenderableType:
             texts.interval(batch.predicted_kl_nats),
             texts.number(batch.measured_kl_nats),
         )
+    return table
+
+
+def _measures(newest: ReleaseMeasures) -> RenderableType:
+    table = Table(title=f"What clients get of {newest.release}", title_justify="left")
+    for number, heading in enumerate(measures.COLUMNS):
+        table.add_column(heading, justify="left" if number < 2 else "right")
+    for row in measures.measure_rows(newest.counts):
+        table.add_row(*row)
     return table
 
 

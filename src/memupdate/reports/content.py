@@ -16,6 +16,7 @@ from memupdate.budget.plan import Limits
 from memupdate.law.points import Interval, LawPoint
 from memupdate.law.pooled import PooledScore
 from memupdate.ledger.figures import EngineProofs, Margins, ReleaseFigures, WeakFact
+from memupdate.ledger.measures import FactTokens, MeasureCount, TextRecord
 from memupdate.reports.placements import PlacementRow
 
 if TYPE_CHECKING:
@@ -130,6 +131,23 @@ class ReleaseRow:
 
 
 @dataclass(frozen=True)
+class ReleaseMeasures:
+    """What the newest run on each engine measured of one release."""
+
+    release: str
+    collection: str
+    counts: tuple[MeasureCount, ...]
+    generality_share: float | None
+    """Of the phrasings that were not trained on, answered word for word; None where there are none."""
+    locality_share: float | None
+    """Of probes and near neighbours, answered as before where the base model was sure."""
+    text: TextRecord | None
+    perplexity_ratio: float | None
+    tokens: tuple[FactTokens, ...] = ()
+    """Of the least sure facts, least sure first."""
+
+
+@dataclass(frozen=True)
 class CapacityReport:
     """Capacity, law, batches, releases and weak facts of one workspace."""
 
@@ -153,6 +171,8 @@ class CapacityReport:
     pooling: tuple[PooledScore, ...] = ()
     """One law for them all against a law for each, best first; empty where fewer than two can be compared."""
     messages: tuple[str, ...] = ()
+    measures: tuple[ReleaseMeasures, ...] = ()
+    """Of the newest releases, oldest first; with their tokens those of the newest of each collection."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the fit in its own JSON form."""

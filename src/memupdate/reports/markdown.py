@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from memupdate.ledger.figures import WeakFact
-from memupdate.reports import texts
-from memupdate.reports.content import CapacityReport, CollectionCapacity, ReleaseRow
+from memupdate.reports import measures, texts
+from memupdate.reports.content import CapacityReport, CollectionCapacity, ReleaseMeasures, ReleaseRow
 from memupdate.reports.placements import COLUMNS, placement_cells, pooling_sentence
 
 MAX_RELEASES = 10
@@ -59,6 +59,8 @@ def _collection(report: CapacityReport, capacity: CollectionCapacity) -> list[st
     parts = [f"## {capacity.collection}", f"{texts.gauge_sentence(capacity)} {texts.forecast_sentence(capacity)}"]
     if rows:
         parts.append(_releases(rows[-MAX_RELEASES:], compared=_losses(report)))
+    if measured := [item for item in report.measures if item.collection == capacity.collection]:
+        parts += _measured(measured[-1])
     weak = [fact for fact in report.weak_facts if fact.collection == capacity.collection][:MAX_WEAK]
     if weak:
         parts.append("Least sure facts:\n\n" + "\n".join(f"- {_weak(fact)}" for fact in weak))
@@ -99,6 +101,14 @@ def _releases(rows: Sequence[ReleaseRow], *, compared: dict[str, str]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _measured(newest: ReleaseMeasures) -> list[str]:
+    """Beyond verbatim: a sentence, a table by phrasing and neighbourhood."""
+    lines = ["| " + " | ".join(measures.COLUMNS) + " |", "| --- " * len(measures.COLUMNS) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in measures.measure_rows(newest.counts)]
+    corpus = "" if newest.text is None else newest.text.corpus
+    return [measures.summary_sentence(newest).replace(texts.shown(corpus, 60), code(corpus)), "\n".join(lines)]
 
 
 def _weak(fact: WeakFact) -> str:

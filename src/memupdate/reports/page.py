@@ -14,9 +14,9 @@ from memupdate.budget.bits import KNOWLEDGE_BITS_PER_PARAMETER, MEMORISATION_BIT
 from memupdate.budget.forecast import RULE
 from memupdate.law.memory_law import is_saturated
 from memupdate.ledger.figures import Margins, ReleaseProbability, WeakFact
-from memupdate.reports import texts
-from memupdate.reports.content import CapacityReport, CollectionCapacity, ReleaseRow
-from memupdate.reports.figures import comparison, law, margins, releases
+from memupdate.reports import measures, texts
+from memupdate.reports.content import CapacityReport, CollectionCapacity, ReleaseMeasures, ReleaseRow
+from memupdate.reports.figures import comparison, law, margins, releases, shares
 from memupdate.reports.placements import COLUMNS, placement_cells, pooling_sentence
 from memupdate.reports.tables import human_bytes, human_duration, law_ranges, law_rows
 
@@ -24,6 +24,8 @@ MAX_RELEASES = 50
 """Newest releases of a collection that the page draws and lists; `--json` has all."""
 MAX_BATCHES = 200
 """Newest batches compared with their plans; `--json` has all."""
+TOKEN_STRIPS = 10
+"""Least sure facts whose answers are shown token by token; the ledger has 20."""
 STRIP_RELEASES = 12
 """Newest releases in a fact's strip."""
 
@@ -70,6 +72,15 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class MeasuredPart:
+    """What clients get of a collection's newest release beyond verbatim recall."""
+
+    sentence: str
+    plots: tuple[Plot, ...]
+    strips: tuple[measures.TokenStrip, ...]
+
+
+@dataclass(frozen=True)
 class CollectionPart:
     """One collection's section."""
 
@@ -80,6 +91,7 @@ class CollectionPart:
     pairs: tuple[tuple[str, str], ...]
     plots: tuple[Plot, ...]
     strips: tuple[Strip, ...]
+    measured: MeasuredPart | None
 
 
 def html_page(report: CapacityReport) -> str:
@@ -123,6 +135,49 @@ def _collection(report: CapacityReport, capacity: CollectionCapacity) -> Collect
         pairs=_pairs(capacity),
         plots=tuple(plot for plot in plots if plot.svg),
         strips=tuple(_strip(fact) for fact in report.weak_facts if fact.collection == capacity.collection),
+        measured=_measured(report, capacity),
+    )
+
+
+def _measured(report: CapacityReport, capacity: CollectionCapacity) -> MeasuredPart | None:
+    own = [item for item in report.measures if item.collection == capacity.collection]
+    if not own:
+        return None
+    newest = own[-1]
+    by_kind = {
+        "Answers by phrasing": [count for count in newest.counts if count.measure != "locality"],
+        "Answers that must stay, by neighbourhood": [count for count in newest.counts if count.measure == "locality"],
+    }
+    plots = [
+        Plot(
+            title,
+            shares.shares_svg(counts, name=f"shares-{number}-{newest.release}", title=title),
+            measures.JUDGED,
+            measures.COLUMNS,
+            measures.measure_rows(counts),
+        )
+        for number, (title, counts) in enumerate(by_kind.items())
+    ]
+    plots.append(_measured_by_release(own[-MAX_RELEASES:]))
+    strips = measures.token_strips(newest.tokens, TOKEN_STRIPS)
+    return MeasuredPart(measures.summary_sentence(newest), tuple(plot for plot in plots if plot.svg), strips)
+
+
+def _measured_by_release(rows: Sequence[ReleaseMeasures]) -> Plot:
+    return Plot(
+        "Generality and locality by release",
+        shares.by_release_svg(rows),
+        "Phrasings that were not trained on, answered word for word; probes and near neighbours, answered as before.",
+        ("release", "generality", "locality", "perplexity over the base model's"),
+        tuple(
+            (
+                row.release,
+                texts.percent(row.generality_share),
+                texts.percent(row.locality_share),
+                "–" if row.perplexity_ratio is None else f"{row.perplexity_ratio:.4f}",
+            )
+            for row in rows
+        ),
     )
 
 
