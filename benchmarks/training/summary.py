@@ -246,7 +246,8 @@ def _draw_frontier(axes: Any, store: Store, plan: Plan) -> None:
     axes.set_ylim(-2, 102)
     axes.set_title("Known facts kept, %, against new facts proved")
     axes.set_xlabel("facts proved")
-    axes.legend(loc="lower left")
+    if axes.lines:
+        axes.legend(loc="lower left")
 
 
 def _draw_batches(axes: Any, store: Store, plan: Plan) -> None:
@@ -262,4 +263,5 @@ def _draw_batches(axes: Any, store: Store, plan: Plan) -> None:
     axes.set_ylim(-2, 102)
     axes.set_title("Batches in a row: new facts proved, known facts kept, %")
     axes.set_xlabel("batch")
-    axes.legend(loc="lower left", ncols=2)
+    if axes.lines:
+        axes.legend(loc="lower left", ncols=2)

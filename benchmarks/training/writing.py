@@ -44,7 +44,7 @@ FULL = (
     Size(256, 8, 10, guards=(5.0, 80.0), papers=PAPER_RUNS[:1], docs_rate=False),
     Size(1024, 32, 3, docs_rate=False),
 )
-QUICK = (Size(16, 4, 20, guards=(5.0, 80.0), papers=PAPER_RUNS[:1], changes=("SFT",)),)
+QUICK = (Size(16, 4, 6, guards=(80.0,), papers=PAPER_RUNS[:1], changes=("SFT",)),)
 POLICY_GUARD = 20.0
 
 
