@@ -164,8 +164,17 @@ def make_plan(
     except OverBudget as error:
         hint = _room_by_compacting(session, ledger, requests, live)
         raise OverBudget(error.message, f"{error.hint}{hint}", error.details) from error
-    kept_placement = _kept_placement(session, plan)
-    return replace(plan, reasons=(*plan.reasons, kept_placement)) if kept_placement else plan
+    more = [_kept_placement(session, plan), _phrasings(session, plan, live)]
+    return replace(plan, reasons=(*plan.reasons, *filter(None, more)))
+
+
+def _phrasings(session: Session, plan: Plan, live: Sequence[Fact]) -> str | None:
+    """What training on further wordings costs: each is one more pass over the fact's target tokens in every epoch."""
+    phrasings = sum(1 + len(session.phrasings(fact)[0]) for fact in live)
+    if phrasings == len(live):
+        return None
+    tokens = plan.target_tokens_live * phrasings / len(live)
+    return f"{phrasings:,} phrasings of {len(live):,} facts are trained on: about {tokens:,.0f} target tokens an epoch"
 
 
 def _kept_placement(session: Session, plan: Plan) -> str | None:
