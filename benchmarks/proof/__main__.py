@@ -1,66 +1,72 @@
 """What is a good proof worth? Facts in twenty releases, real facts that change, and what proving costs; all answers from a real vLLM.
 
-    python -m benchmarks.proof [--quick] [--work DIR] [--only releases endoflife speed]
+    python -m benchmarks.proof [--quick] [--work DIR] [--only breadth depth endoflife speed] [--lines N]
 
-**releases**: 2,000 facts of a world of the embedded model's kind, 100 a release, two releases in each of ten collections, stored by
-`Workspace.add` under `benchmarks/proof/policy.toml`; then, on vLLM, each release's new facts and all of the last ones' are proved and
-generated freely. **endoflife**: versions and ends of support as they were in 2024, superseded by those of 2025. **speed**: 10,000
-questions proved and generated. Parts and releases that are in `--work` already are not measured again: an interrupted study goes on.
-The full study takes about an hour of one core, most of it training; `--quick` about five minutes.
+**breadth**: 2,000 facts of a world of the embedded model's kind, 100 in each of twenty collections, stored by `Workspace.add` under
+`benchmarks/proof/policy.toml`; then, on vLLM, all of them are proved and generated freely. **depth**: four more releases of the first
+collection, 100 facts each, on top of each other. **endoflife**: versions and ends of support as they were in 2024, superseded by those of
+2025. **speed**: 10,000 questions proved and generated. What `--work` has already is not measured again: an interrupted study goes on, and
+`--lines 5` first and 20 later is the same as 20 at once. The full study takes about forty minutes of one quiet core; `--quick` about six.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.proof import endoflife, releases, speed
-from benchmarks.proof.releases import FULL, QUICK, Rows
+from benchmarks.proof.releases import FULL, QUICK, Rows, Sizes
 from benchmarks.recording import markdown_table, record
 
-PARTS = ("releases", "endoflife", "speed")
+PARTS = ("breadth", "depth", "endoflife", "speed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two small releases; writes proof-quick.json")
-    parser.add_argument(
-        "--work", type=Path, help="workspace and what was measured; by default a folder for temporary files"
-    )
-    parser.add_argument(
-        "--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure now; others are taken from --work"
-    )
+    parser.add_argument("--quick", action="store_true", help="a few small releases; writes proof-quick.json")
+    parser.add_argument("--work", type=Path, help="workspace and what was measured; by default a temporary folder")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure (default: all)")
+    parser.add_argument("--lines", type=int, help="collections in breadth (default: 20)")
     arguments = parser.parse_args()
     name = "proof-quick" if arguments.quick else "proof"
+    sizes = QUICK if arguments.quick else FULL
+    if arguments.lines:
+        sizes = replace(sizes, lines=min(arguments.lines, FULL.lines))
     work: Path = arguments.work or Path(tempfile.gettempdir()) / f"memupdate-{name}"
-    figures, details = study(work, quick=arguments.quick, parts=arguments.only)
+    figures, details = study(work, sizes, quick=arguments.quick, parts=arguments.only)
     table = tables(figures, details)
     print(table)
-    print(json.dumps(figures, indent=2))
     record(name, figures, table_markdown=table, details=details)
 
 
-def study(work: Path, *, quick: bool, parts: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure `parts`; of the others, what `work` has."""
-    sizes = QUICK if quick else FULL
+def study(
+    work: Path, sizes: Sizes, *, quick: bool, parts: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Measure `parts`, in this order: figures, and the rows behind them."""
     rows = Rows(work / "rows")
     workspace = releases.open_workspace(work, sizes, say)
-    figures, details = dict[str, Any](), dict[str, Any]()
-    if "releases" in parts or (rows.folder / "releases.json").is_file():
-        found = rows.get("releases", lambda: releases.figures_of(workspace, rows, sizes, say))
-        figures |= found["figures"]
-        details |= {"inside": found["inside"], "served": found["served"]}
-    if "endoflife" in parts or (rows.folder / "endoflife.json").is_file():
+    wide, deep = releases.steps_of(sizes)
+    figures, inside, served, details = dict[str, Any](), dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    for part, steps, figures_of in (
+        ("breadth", wide, releases.breadth_figures),
+        ("depth", [*wide[:1], *deep], releases.depth_figures),
+    ):
+        if part in parts:
+            here, there = releases.measure(workspace, rows, steps, say)
+            figures |= figures_of(here, there)
+            inside, served = inside | here, served | there
+    if "endoflife" in parts:
         details["endoflife"] = endoflife.figures_of(workspace, rows, quick=quick, say=say)
         figures |= endoflife.figures(details["endoflife"])
-    if "speed" in parts or (rows.folder / "speed.json").is_file():
+    if "speed" in parts:
         details["speed"] = speed.figures_of(workspace, rows, quick=quick, say=say)
         figures |= speed.figures(details["speed"])
-    return figures, details
+    return figures, {"inside": list(inside.values()), "served": list(served.values()), **details}
 
 
 GOALS = {
@@ -77,8 +83,8 @@ GOALS = {
 def tables(figures: dict[str, Any], details: dict[str, Any]) -> str:
     """Figures against goals, then one row per release."""
     text = markdown_table(("figure", "measured", "goal"), [(k, v, GOALS.get(k, "")) for k, v in figures.items()])
-    served = {row["release"]: row for row in details.get("served", [])}
-    lines = [_line(row, served[row["release"]]) for row in details.get("inside", [])]
+    served = {row["release"]: row for row in details["served"]}
+    lines = [_line(row, served[row["release"]]) for row in details["inside"]]
     header = (
         "release",
         "rank",

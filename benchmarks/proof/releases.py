@@ -1,8 +1,8 @@
-"""Part one: facts in releases through the real `add`, then what a client gets of each release from vLLM.
+"""Facts in releases through the real `add`, then what a client gets of each release from vLLM.
 
-Ten collections `world-1` … `world-10` of two releases each, a hundred new facts a release, two paraphrases of each trained beside its
-prompt; and `bare`, the first facts of the world again without any. Invariant: what is measured is written down by release when it is
-known, so an interrupted study goes on after the last one.
+Twenty collections `world-1` … `world-20` with a release of a hundred new facts each, two paraphrases of each trained beside its prompt;
+`bare`, the facts of `world-1` again without any; and the same again in depth: four more releases of `world-1`, each on top of the last.
+Invariant: what is measured is written down by release when it is known, so an interrupted study goes on after the last one.
 """
 
 from __future__ import annotations
@@ -37,22 +37,17 @@ class Sizes:
     batch: int
     """Facts a release."""
     lines: int
-    releases: int
-    """Of each line."""
-    bare_releases: int
+    """Collections with one release."""
+    deep_releases: int
+    """Further ones of the first collection."""
     calibration_ranks: tuple[int, ...]
     calibration_facts: tuple[int, ...]
     """Memories that the law is fitted to: each of the ranks with so many facts. By number and not by the clock, so that it is the
     same law on a busy machine."""
 
-    @property
-    def line_facts(self) -> int:
-        """That a line's last release holds."""
-        return self.batch * self.releases
 
-
-FULL = Sizes(batch=100, lines=10, releases=2, bare_releases=2, calibration_ranks=(16, 64), calibration_facts=(60, 200))
-QUICK = Sizes(batch=20, lines=1, releases=2, bare_releases=1, calibration_ranks=(4, 32), calibration_facts=(10, 40))
+FULL = Sizes(batch=100, lines=20, deep_releases=4, calibration_ranks=(16, 64), calibration_facts=(40, 120))
+QUICK = Sizes(batch=20, lines=2, deep_releases=1, calibration_ranks=(4, 32), calibration_facts=(10, 40))
 Say = Callable[[str], None]
 
 
@@ -86,16 +81,36 @@ def open_workspace(work: Path, sizes: Sizes, say: Say) -> Workspace:
     return workspace
 
 
-def add_lines(workspace: Workspace, rows: Rows, sizes: Sizes, say: Say) -> None:
-    """Store all lines, nothing served yet. Raises ProofFailed or OverBudget where a batch cannot be stored."""
-    facts = world_facts(sizes.line_facts * sizes.lines, seed=WORLD_SEED)
-    lines = {f"{WORLD}-{number}": part for number, part in enumerate(batches(facts, sizes.line_facts), start=1)}
-    lines[BARE] = facts[: sizes.batch * sizes.bare_releases]
-    for collection, part in lines.items():
-        for number, batch in enumerate(batches(part, sizes.batch), start=1):
-            path = rows.folder / f"{collection}-{number}.jsonl"
-            write_facts(path, batch, augmented=collection != BARE)
-            add_release(workspace, rows, path, collection, f"{collection}@v{number}", say)
+@dataclass(frozen=True)
+class Step:
+    """One release of the study."""
+
+    collection: str
+    version: int
+    facts: Sequence[Fact]
+
+    @property
+    def release(self) -> str:
+        """Its name."""
+        return f"{self.collection}@v{self.version}"
+
+
+def steps_of(sizes: Sizes) -> tuple[list[Step], list[Step]]:
+    """The releases in breadth, `bare` among them, and those in depth, in the order in which they are made."""
+    facts = world_facts(sizes.batch * (FULL.lines + FULL.deep_releases), seed=WORLD_SEED)
+    parts = list(batches(facts, sizes.batch))
+    wide = [Step(f"{WORLD}-{number}", 1, part) for number, part in enumerate(parts[: sizes.lines], start=1)]
+    further = parts[FULL.lines : FULL.lines + sizes.deep_releases]
+    deep = [Step(f"{WORLD}-1", version, part) for version, part in enumerate(further, start=2)]
+    return [*wide, Step(BARE, 1, parts[0])], deep
+
+
+def store(workspace: Workspace, rows: Rows, steps: Sequence[Step], say: Say) -> None:
+    """Add what is not added yet, nothing served. Raises ProofFailed or OverBudget where a batch cannot be stored."""
+    for step in steps:
+        path = rows.folder / f"{step.release}.jsonl"
+        write_facts(path, step.facts, augmented=step.collection != BARE)
+        add_release(workspace, rows, path, step.collection, step.release, say)
 
 
 def add_release(workspace: Workspace, rows: Rows, path: Path, collection: str, release: str, say: Say) -> None:
@@ -203,31 +218,30 @@ def measure_served(
     }  # fmt: skip
 
 
-def figures_of(workspace: Workspace, rows: Rows, sizes: Sizes, say: Say) -> dict[str, Any]:
-    """Everything of part one, measured where it is not yet: figures, and one row per release."""
-    add_lines(workspace, rows, sizes, say)
-    names = [*(f"{WORLD}-{number}" for number in range(1, sizes.lines + 1)), BARE]
+def measure(
+    workspace: Workspace, rows: Rows, steps: Sequence[Step], say: Say
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Make the releases and measure them where that is not done yet: by release, in this process and on vLLM."""
+    store(workspace, rows, steps, say)
     with workspace.reader() as ledger:
-        records = [record for name in names for record in ledger.releases(name)]
-    facts = world_facts(sizes.line_facts * sizes.lines, seed=WORLD_SEED)
-    phrasings = held_out_phrasings(workspace.session, facts)
+        records = [ledger.release(step.release) for step in steps]
+    phrasings = held_out_phrasings(workspace.session, [fact for step in steps for fact in step.facts])
     inside = {
         r.name: rows.get(f"inside-{r.name}", lambda r=r: measure_in_process(workspace, r, phrasings)) for r in records
     }
-    served = serve_lines(workspace, rows, records, phrasings, say)
-    return summary(inside, served, sizes)
+    return inside, serve(workspace, rows, records, phrasings, say)
 
 
-def serve_lines(
+def serve(
     workspace: Workspace, rows: Rows, records: Sequence[ReleaseRecord], phrasings: dict[str, tuple[str, ...]], say: Say
-) -> dict[str, Any]:
-    """Every release on a real vLLM: what it brought, and all that the last one of each line holds."""
+) -> dict[str, dict[str, Any]]:
+    """Every release on a real vLLM: all facts of a first or last one, of those in between what they brought."""
     last = {record.collection: record.name for record in records}
 
-    def measured(url: str) -> dict[str, Any]:
+    def measured(url: str) -> dict[str, dict[str, Any]]:
         found = {}
         for record in records:
-            whole = last[record.collection] == record.name
+            whole = record.version == 1 or last[record.collection] == record.name
             found[record.name] = rows.get(
                 f"served-{record.name}", lambda r=record, w=whole: measure_served(workspace, r, url, phrasings, whole=w)
             )
@@ -240,31 +254,48 @@ def serve_lines(
         return measured(url)
 
 
-def summary(inside: dict[str, Any], served: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """Figures of part one, and the rows behind them."""
+def breadth_figures(inside: dict[str, dict[str, Any]], served: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of the releases in breadth."""
     world = [row for name, row in inside.items() if name.startswith(WORLD)]
-    last = [row for row in world if row["release"].endswith(f"@v{sizes.releases}")]
-    bare = inside[f"{BARE}@v{sizes.bare_releases}"]
-    twin = inside[f"{WORLD}-1@v{sizes.bare_releases}"]
-    figures = {
-        "facts": sum(row["facts"] for row in last),
+    asked = [served[row["release"]] for row in world]
+    bare, twin = inside[f"{BARE}@v1"], inside[f"{WORLD}-1@v1"]
+    return {
+        "facts": sum(row["facts"] for row in world),
         "releases": len(world),
-        "answers_generated": sum(row["asked"] for row in served.values()),
+        "generated": sum(row["generated"] for row in asked),
         "proved_not_generated": sum(row["proved_not_generated"] for row in served.values()),
-        "proved_share": _share(last, "proved", "facts"),
-        "generality": _share(last, "held_out_right", "held_out"),
-        "generality_served": _share([served[row["release"]] for row in last], "held_out_generated", "held_out"),
+        "proved_share": _share(world, "proved", "facts"),
+        "generality": _share(world, "held_out_right", "held_out"),
+        "generality_served": _share(asked, "held_out_generated", "held_out"),
         "generality_without_augmentation": _share([bare], "held_out_right", "held_out"),
         "generality_of_the_same_facts": _share([twin], "held_out_right", "held_out"),
         "facts_without_augmentation": bare["facts"],
-        "locality": round(min(row["near_unchanged"] / row["near_asked"] for row in world), 4),
-        "locality_probes": round(min(row["probes_unchanged"] for row in world), 4),
-        "perplexity_ratio": round(max(row["perplexity_ratio"] for row in world), 4),
-        "rank": max(row["rank"] for row in last),
+        **_harm(world),
         "smallest_probability": round(min(row["smallest_probability"] for row in served.values()), 4),
     }
-    return {"figures": figures, "inside": list(inside.values()), "served": list(served.values())}
+
+
+def depth_figures(inside: dict[str, dict[str, Any]], served: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of the releases on top of each other; shares are of the last one, harm is the worst."""
+    last = list(inside.values())[-1]
+    figures = {
+        "facts": last["facts"],
+        "releases": len(inside),
+        "proved_not_generated": sum(row["proved_not_generated"] for row in served.values()),
+        "generality": _share([last], "held_out_right", "held_out"),
+        **_harm(list(inside.values())),
+    }
+    return {f"depth_{name}": value for name, value in figures.items()}
+
+
+def _harm(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "locality": round(min(row["near_unchanged"] / row["near_asked"] for row in rows), 4),
+        "locality_mean": _share(rows, "near_unchanged", "near_asked"),
+        "perplexity_ratio": round(max(row["perplexity_ratio"] for row in rows), 4),
+        "rank": max(row["rank"] for row in rows),
+    }
 
 
 def _share(rows: Sequence[dict[str, Any]], part: str, whole: str) -> float:
-    return round(sum(row[part] for row in rows) / sum(row[whole] for row in rows), 4)
+    return round(sum(row[part] for row in rows) / max(1, sum(row[whole] for row in rows)), 4)
