@@ -312,7 +312,8 @@ def plain_errors(path: Path) -> Iterator[None]:
 _MESSAGES = {
     sqlite3.SQLITE_FULL: (
         "the disk is full; nothing of this step was kept",
-        "free some space and try again, or `memupdate resume` where a batch was begun",
+        "free some space, also where temporary files go ($SQLITE_TMPDIR or /var/tmp), and try again, or `memupdate resume` "
+        "where a batch was begun",
     ),
     sqlite3.SQLITE_IOERR: ("the disk cannot be read or written", "check the disk, then run `memupdate resume`"),
     sqlite3.SQLITE_READONLY: ("the ledger cannot be written to", "check the permissions of the file and its folder"),
