@@ -10,6 +10,7 @@ import typer
 from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
 from memupdate.cli.session import (
+    BatchPolicyOption,
     CollectionOption,
     ColumnsOption,
     FactsArgument,
@@ -89,6 +90,7 @@ def plan(
     ctx: typer.Context,
     facts: FactsArgument,
     collection: CollectionOption = None,
+    policy: BatchPolicyOption = None,
     skip_invalid: SkipInvalidOption = False,
     columns: ColumnsOption = None,
     format: FormatOption = None,
@@ -96,7 +98,7 @@ def plan(
 ) -> None:
     """Say what `add` would do: conflicts, tokens, rank, predicted loss, bytes and time. Changes nothing."""
     mapping = parse_columns(columns)
-    workspace = session_of(ctx).open_workspace()
+    workspace = session_of(ctx).open_workspace(policy)
     with progress_on_stderr() as progress:
         outcome = workspace.plan(
             facts, collection=collection, skip_invalid=skip_invalid, columns=mapping, format=format, progress=progress

@@ -21,15 +21,20 @@ class Session:
     """Workspace folder, as given."""
     debug: bool = False
 
-    def open_workspace(self) -> Workspace:
+    def open_workspace(self, batch_policy: str | None = None) -> Workspace:
         """Open the workspace; loads the operations, so only a command that runs may call it.
+
+        Args:
+            batch_policy: a policy whose values replace the workspace's for this run.
 
         Raises:
             UsageError: there is no workspace in `root`.
+            PolicyError: `batch_policy` sets what one batch cannot have of its own.
         """
         from memupdate import Workspace
+        from memupdate.policies import load_batch_values
 
-        return Workspace(self.root)
+        return Workspace(self.root, overrides=load_batch_values(batch_policy) if batch_policy else None)
 
     def open_questions(self) -> LedgerQuestions:
         """Open the workspace's ledger for questions only; starts several times as fast as `open_workspace`.
@@ -49,6 +54,14 @@ CollectionOption = Annotated[
 ]
 SkipInvalidOption = Annotated[
     bool, typer.Option("--skip-invalid", help="Take the valid lines of the file and list the others.")
+]
+BatchPolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME|FILE",
+        help="What it sets of budget, escalation and proof holds for this batch, e.g. hotfix; all else is the workspace's policy.",
+    ),
 ]
 FactsArgument = Annotated[
     Path, typer.Argument(metavar="FACTS", help="The facts file, or - for standard input; its format is detected.")

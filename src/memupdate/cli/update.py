@@ -10,6 +10,7 @@ from memupdate.cli.law import plan
 from memupdate.cli.progress import progress_on_stderr
 from memupdate.cli.render import emit
 from memupdate.cli.session import (
+    BatchPolicyOption,
     CollectionOption,
     ColumnsOption,
     FactsArgument,
@@ -34,6 +35,7 @@ def add(
     collection: CollectionOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `memupdate plan`.")] = False,
     no_publish: Annotated[bool, typer.Option("--no-publish", help="Stop at the release; the alias stays.")] = False,
+    policy: BatchPolicyOption = None,
     skip_invalid: SkipInvalidOption = False,
     columns: ColumnsOption = None,
     format: FormatOption = None,
@@ -41,10 +43,10 @@ def add(
 ) -> None:
     """The main job: read, plan, train, prove, release and publish a file of facts."""
     if dry_run:
-        plan(ctx, facts, collection, skip_invalid, columns, format, as_json)
+        plan(ctx, facts, collection, policy, skip_invalid, columns, format, as_json)
         return
     mapping = parse_columns(columns)
-    workspace = session_of(ctx).open_workspace()
+    workspace = session_of(ctx).open_workspace(policy)
     with progress_on_stderr() as progress:
         report = workspace.add(
             facts,

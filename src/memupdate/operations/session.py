@@ -85,11 +85,11 @@ class Session:
     """Chosen with `with_placement`; empty for the policy's."""
 
     @classmethod
-    def open(cls, root: Path) -> Session:
-        """Read configuration and policy. Raises UsageError, PolicyError."""
+    def open(cls, root: Path, overrides: Mapping[str, Any] | None = None) -> Session:
+        """Read configuration and policy, some of whose values `overrides` replaces. Raises UsageError, PolicyError."""
         config = load_config(root)
         local = root / config.policy
-        return cls(root, config, load_policy(str(local) if local.is_file() else config.policy))
+        return cls(root, config, load_policy(str(local) if local.is_file() else config.policy, overrides))
 
     @property
     def layout(self) -> WorkspaceLayout:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from memupdate.errors import MemupdateError, UsageError
 from memupdate.facts.model import Fact
@@ -67,14 +68,18 @@ SHIPPED_POINTS = "calibration*.json"
 class Workspace(LedgerQuestions):
     """A folder with a ledger, a registry of releases, a policy and a base model.
 
+    Args:
+        root: the folder.
+        overrides: dotted policy key → value, in place of the file's; see `memupdate.policies.load_batch_values`.
+
     Raises:
         UsageError: there is no workspace at `root`.
         PolicyError: its policy is not valid.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, *, overrides: Mapping[str, Any] | None = None) -> None:
         super().__init__(root)
-        self.session = Session.open(self.layout.root)
+        self.session = Session.open(self.layout.root, overrides)
 
     @classmethod
     def init(

@@ -3,7 +3,22 @@
 Torch-free. Everything downstream receives values, never this file's text.
 """
 
-from memupdate.policies.loader import load_policy, parse_policy, parse_resolved_policy, policy_path, shipped_policies
+from memupdate.policies.loader import (
+    load_batch_values,
+    load_policy,
+    parse_policy,
+    parse_resolved_policy,
+    policy_path,
+    shipped_policies,
+)
 from memupdate.policies.model import Policy
 
-__all__ = ["Policy", "load_policy", "parse_policy", "parse_resolved_policy", "policy_path", "shipped_policies"]
+__all__ = [
+    "Policy",
+    "load_batch_values",
+    "load_policy",
+    "parse_policy",
+    "parse_resolved_policy",
+    "policy_path",
+    "shipped_policies",
+]

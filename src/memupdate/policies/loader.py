@@ -24,6 +24,8 @@ from memupdate.resources import resource_dir
 
 _MAX_FILE_BYTES = 1 << 20
 """A policy is a page of text; anything larger is some other file."""
+OF_A_BATCH = ("budget", "escalation", "proof")
+"""Sections that one batch may have of its own: what the memory is and how it is trained stays the workspace's, so that its law holds."""
 _SHIPPED_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -43,6 +45,26 @@ def load_policy(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     """
     path = policy_path(name_or_path)
     return parse_policy(_read(path), where=str(path), overrides=overrides)
+
+
+def load_batch_values(name_or_path: str | Path) -> dict[str, Any]:
+    """What a policy states, as overrides of a workspace's policy for one batch: dotted key → value.
+
+    Raises:
+        PolicyError: see `load_policy`; or it states what a batch cannot have of its own, each with a line in `details`.
+    """
+    policy = load_policy(name_or_path)
+    values = policy.values()
+    stated = [key.split(".") for key in policy.origins if "." in key]
+    alien = [f"{section}.{name}" for section, name in stated if section not in OF_A_BATCH]
+    if alien:
+        sections = ", ".join(f"[{name}]" for name in OF_A_BATCH)
+        raise PolicyError(
+            f"{name_or_path}: sets {alien[0]}, which is the workspace's to decide, not one batch's",
+            f"give a policy that sets nothing but {sections}, such as hotfix; or edit the workspace's policy.toml",
+            [f"{key}: not in {sections}" for key in alien],
+        )
+    return {f"{section}.{name}": values[section][name] for section, name in stated}
 
 
 def parse_policy(text: str, *, where: str = "policy", overrides: Mapping[str, Any] | None = None) -> Policy:
