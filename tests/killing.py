@@ -68,6 +68,7 @@ proved_share = 0.01
 
 [proof]
 min_probes_unchanged = 0.0
+max_perplexity_increase = 1000.0
 """
 _PRELOADED = [
     "memupdate.operations.workspace",
