@@ -5,17 +5,21 @@ One small workspace is trained once for all tests here.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from memupdate import Workspace
 from memupdate.cli import app
+from memupdate.cli.verify import verify_views
 from memupdate.errors import ExitCode, ProofFailed, UsageError
+from memupdate.facts.model import Fact
 from memupdate.operations import explaining
 from memupdate.operations.explaining import words_in_common
 from memupdate.operations.reports import AddReport
@@ -72,7 +76,7 @@ def test_a_release_carries_what_was_measured(released: tuple[Workspace, AddRepor
     assert {t.fact: pytest.approx(p, rel=1e-3) for t, p in zip(tokens, least, strict=True)} == proofs
 
 
-def test_verify_measures_the_same_again_and_prints_it(released: tuple[Workspace, AddReport]) -> None:
+def test_verify_measures_the_same_again(released: tuple[Workspace, AddReport]) -> None:
     workspace, report = released
     assert report.release is not None
     with workspace.reader() as ledger:
@@ -85,9 +89,6 @@ def test_verify_measures_the_same_again_and_prints_it(released: tuple[Workspace,
     assert document["text"]["perplexity_ratio"] == pytest.approx(report.perplexity_ratio)
     shares = {(c["measure"], c["part"]): c["exact_share"] for c in document["measures"]}
     assert shares["recall", "own prompt"] == 1.0
-    shown = CliRunner().invoke(app, ["-w", str(workspace.root), "verify"], env={"COLUMNS": "200"})
-    for text in ("held-out phrasing", "same relation, another subject", "General text (held-out anchors", "perplexity"):
-        assert text in shown.stdout
 
 
 def test_one_fact_is_explained_token_by_token(released: tuple[Workspace, AddReport]) -> None:
@@ -108,14 +109,10 @@ def test_one_fact_is_explained_token_by_token(released: tuple[Workspace, AddRepo
         assert text in shown.stdout
 
 
-def test_what_is_asked_of_explain_must_be_there(released: tuple[Workspace, AddReport]) -> None:
+def test_explain_looks_at_the_model_here(released: tuple[Workspace, AddReport]) -> None:
     workspace, _ = released
     both = CliRunner().invoke(app, ["-w", str(workspace.root), "verify", "--explain", "ab", "--served", "http://x"])
     assert both.exit_code == int(ExitCode.BAD_INPUT)
-    with workspace.reader() as ledger:
-        live, release = ledger.live_facts("acme"), ledger.release("acme@v1")
-        with pytest.raises(UsageError, match="does not hold"):
-            explaining._live_fact(ledger, release, live[1:], live[0].id)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +135,12 @@ def test_a_release_that_falls_short_of_the_policy_does_not_pass(
         assert not report.passed
         assert report.facts_proved == report.facts_total
         assert any(reason in line for line in report.shortfalls), report.shortfalls
+        console = Console(record=True, width=200, file=io.StringIO())
+        for part in verify_views(report):
+            console.print(part)
+        shown = console.export_text()
+        for text in ("held-out phrasing", "same relation, another subject", "General text (", "perplexity", reason):
+            assert text in shown
     finally:
         policy.write_text(before, encoding="utf-8")
 
@@ -163,8 +166,15 @@ def test_a_batch_that_falls_short_is_kept_explained_and_not_released(released: t
         assert "generality is" in (batch.failure_reason or "")
         slice_ = ledger.slice(batch.id)
         assert ledger.latest_release("acme") == ledger.release("acme@v1")
+        facts = {item.fact.id: item.fact for item in ledger.batch_facts(batch.id)}
     assert slice_ is not None
     assert (workspace.root / slice_.relative_path).is_dir()
+    (failed,) = facts
+    kept = workspace.explain_answer(failed)
+    assert (kept.release, kept.status, kept.proved) == (f"batch {batch.id} (failed)", "failed", True)
+    assert kept.says == facts[failed].target
+    with pytest.raises(UsageError, match=r"was not taught to acme@v1"):
+        workspace.explain_answer(failed, release="acme@v1")
 
 
 def test_a_corpus_that_is_not_there_is_told_before_training(
@@ -179,6 +189,26 @@ def test_a_corpus_that_is_not_there_is_told_before_training(
             Workspace(workspace.root).add(write_facts_file(tmp_path / "f.jsonl", news(1)[12:13]), publish=False)
     finally:
         policy.write_text(before, encoding="utf-8")
+
+
+ACME = Fact("Who leads Acme now?", "Ida", subject="Acme", relation="head")
+
+
+def test_what_competes_is_what_came_out_and_what_is_asked_almost_the_same() -> None:
+    said = Fact("Who leads Bolt now?", "Otto")
+    near = Fact("Who leads Cog now?", "Jo")
+    far = Fact("Where is the river?", "otto.")
+    other = Fact("Where is the sea?", "North")
+    old = Fact("Who leads Acme now?", "Otto", valid_from="2020")
+    dead_and_silent = Fact("Who leads Acme, now?", "Ada")
+    found = explaining.find_competitors(ACME, "Otto", [ACME, other, near, far, said], [old, dead_and_silent])
+    assert [(c.fact, c.answers_so, c.is_live) for c in found] == [
+        (old.id, True, False), (said.id, True, True), (far.id, True, True), (near.id, False, True),
+    ]  # fmt: skip
+    assert [c.words_in_common for c in found] == [1.0, 0.6, 0.0, 0.6]
+    proved = explaining.find_competitors(ACME, "Ida", [ACME, other, near, far, said], [old])
+    assert {c.fact for c in proved} == {near.id, said.id}
+    assert not any(c.answers_so for c in proved)
 
 
 def test_words_in_common() -> None:

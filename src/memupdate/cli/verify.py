@@ -104,7 +104,7 @@ def explanation_views(report: AnswerExplanation) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    verdict = "proved" if report.proved else "not proved"
+    verdict = f"{'proved' if report.proved else 'not proved'} ({report.status})"
     shown: list[RenderableType] = [
         Text(f"{report.release}: {report.prompt} → {report.target}: {verdict}", style="bold"),
         Text(f"says: {report.says}"),

@@ -6,19 +6,24 @@ words that two prompts have in common. Nothing is changed, and nothing is record
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from memupdate.budget.plan import plan_from_json
 from memupdate.errors import UsageError
 from memupdate.facts.model import Fact, normalise
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.measures import MeasureRecord, TokenRecord
-from memupdate.ledger.records import ReleaseRecord
+from memupdate.ledger.records import FactDetail, FactStatus
 from memupdate.operations.publishing import release_memory
 from memupdate.operations.reports import Report
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.verification.questions import OTHER_WORDINGS
+
+if TYPE_CHECKING:
+    from memupdate.training.memory import Memory
 
 _NEAR = 0.5
 """Share of common words from which two prompts count as nearly the same."""
@@ -43,9 +48,12 @@ class Competitor(Report):
 
 @dataclass(frozen=True)
 class AnswerExplanation(Report):
-    """One fact in one release, looked at closely."""
+    """One fact in one memory, looked at closely."""
 
     release: str
+    """The release, or the failed batch whose memory was kept."""
+    status: FactStatus
+    """What became of the fact."""
     fact: str
     prompt: str
     target: str
@@ -60,26 +68,27 @@ class AnswerExplanation(Report):
 
 
 def explain_answer(
-    session: Session, ledger: Ledger, release: ReleaseRecord, fact_id: str, progress: Progress
+    session: Session, ledger: Ledger, fact_id: str, *, release: str | None, progress: Progress
 ) -> AnswerExplanation:
-    """Load the release's memory and look at one of its facts.
+    """Look at one fact in the memory of a release, or in that of the failed batch that was to bring it.
 
     Args:
         fact_id: the beginning of its id.
+        release: None for the failed batch, where the newest that brought the fact failed and left its slice, else for the newest release.
 
     Raises:
-        LedgerError: no fact's id begins so, or several do.
-        UsageError: the release does not hold it, or its files or the base model are not what they were.
+        LedgerError: no fact's id begins so, or several do; no such release.
+        UsageError: it was taught to no memory that is there, or files or the base model are not what they were.
     """
     from memupdate.training.memory import attach, detach
     from memupdate.verification.asking import greedy_answer, look_at_tokens
     from memupdate.verification.inprocess import prove_recall
 
-    live = ledger.live_facts(release.collection, as_of_version=release.version)
-    fact = _live_fact(ledger, release, live, fact_id)
+    detail = ledger.fact(fact_id)
+    fact, seen = detail.fact, _where(session, ledger, detail, release)
     base, example = session.base, session.renderer.render(fact)
-    progress(ProgressEvent("explain", 0, 1, f"{release.name}: {fact.prompt}"))
-    model = attach(base.model, release_memory(session, release))
+    progress(ProgressEvent("explain", 0, 1, f"{seen.name}: {fact.prompt}"))
+    model = attach(base.model, seen.memory)
     try:
         threshold = session.policy.proof.min_probability
         (proof,), _ = prove_recall(base, model, [example], min_probability=threshold)
@@ -88,26 +97,83 @@ def explain_answer(
     finally:
         base.model = detach(model)
     tokens = tuple(
-        TokenRecord(release.name, fact.id, i, v.token, v.probability, v.best_token, v.best_probability)
+        TokenRecord(seen.name, fact.id, i, v.token, v.probability, v.best_token, v.best_probability)
         for i, v in enumerate(views)
     )
-    dead = ledger.superseded_facts(release.collection, as_of_version=release.version)
-    competitors = find_competitors(fact, says, live, dead)
-    measures = tuple(ledger.measures(release.name, "in-process", fact=fact.id))
-    help_ = _advice(session, release, fact, proof.proved, tokens, competitors, measures)
+    competitors = find_competitors(fact, says, seen.live, seen.dead)
+    measures = tuple(ledger.measures(seen.name, "in-process", fact=fact.id))
+    help_ = _advice(session, seen, fact, proof.proved, tokens, competitors, measures)
     return AnswerExplanation(
-        release.name, fact.id, fact.prompt, fact.target, proof.proved, says, tokens, competitors, measures, tuple(help_)
-    )
+        release=seen.name, status=seen.status, fact=fact.id, prompt=fact.prompt, target=fact.target, proved=proof.proved, says=says,
+        tokens=tokens, competitors=competitors, measures=measures, advice=tuple(help_),
+    )  # fmt: skip
 
 
-def _live_fact(ledger: Ledger, release: ReleaseRecord, live: Iterable[Fact], fact_id: str) -> Fact:
-    fact = ledger.fact(fact_id).fact
-    if any(fact.id == other.id for other in live):
-        return fact
-    raise UsageError(
-        f"{release.name} does not hold {fact.prompt!r} → {fact.target!r}",
-        f"`memupdate facts explain {fact_id}` says what became of it",
-    )
+@dataclass(frozen=True)
+class _Seen:
+    """The memory that is looked at, and what belongs to it."""
+
+    name: str
+    collection: str
+    memory: Memory
+    status: FactStatus
+    live: Sequence[Fact]
+    dead: Sequence[Fact]
+
+
+def _where(session: Session, ledger: Ledger, detail: FactDetail, release: str | None) -> _Seen:
+    """Raises UsageError where the fact was taught to none."""
+    if not detail.history:
+        raise UsageError(f"{detail.fact.prompt!r} was told, but not taught", "`memupdate facts explain` says why")
+    if release is None and (last := detail.history[-1]).batch_state == "failed" and ledger.slice(last.batch):
+        live = ledger.live_facts(last.collection, with_batch=last.batch)
+        dead = ledger.superseded_facts(last.collection, with_batch=last.batch)
+        memory = kept_memory(session, ledger, last.batch)
+        return _Seen(f"batch {last.batch} (failed)", last.collection, memory, last.status, live, dead)
+    record = ledger.latest_release(detail.history[-1].collection) if release is None else ledger.release(release)
+    taught = [
+        entry
+        for entry in detail.history
+        if record is not None
+        and entry.collection == record.collection
+        and (entry.version or record.version + 1) <= record.version
+    ]
+    if record is None or not taught:
+        name = release or f"any release of {detail.history[-1].collection}"
+        raise UsageError(
+            f"{detail.fact.prompt!r} → {detail.fact.target!r} was not taught to {name}",
+            f"`memupdate facts explain {detail.fact.id[:19]}` says what became of it",
+        )
+    collection, version = record.collection, record.version
+    live = ledger.live_facts(collection, as_of_version=version)
+    dead = ledger.superseded_facts(collection, as_of_version=version)
+    return _Seen(record.name, collection, release_memory(session, record), taught[-1].status, live, dead)
+
+
+def kept_memory(session: Session, ledger: Ledger, batch: int) -> Memory:
+    """The memory that a failed batch trained, from the release that it began with and the slice that it left.
+
+    Raises:
+        UsageError: files or the base model are not what they were.
+    """
+    from memupdate.training.memory import apply_slice, empty_memory, load_slice
+
+    slice_, record = ledger.slice(batch), ledger.batch(batch)
+    assert slice_ is not None  # the caller has looked
+    earlier = [
+        release
+        for release in ledger.releases(record.collection, failed=False)
+        if release.created_at_utc < slice_.created_at_utc
+    ]
+    if record.kind == "compact" or not earlier:
+        plan = plan_from_json(record.plan_json or "")
+        parent = empty_memory(session.with_placement(plan.placement).shape)
+    else:
+        parent = release_memory(session, earlier[-1])
+    folder = session.root / slice_.relative_path
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: the slice is not there", "restore the workspace from a backup")
+    return apply_slice(parent, load_slice(folder))
 
 
 def find_competitors(fact: Fact, says: str, live: Sequence[Fact], dead: Sequence[Fact]) -> tuple[Competitor, ...]:
@@ -133,7 +199,7 @@ def words_in_common(first: str, second: str) -> float:
 
 def _advice(
     session: Session,
-    release: ReleaseRecord,
+    seen: _Seen,
     fact: Fact,
     proved: bool,
     tokens: Sequence[TokenRecord],
@@ -149,7 +215,7 @@ def _advice(
     if not proved and old:
         lines.append(
             f"an answer that it replaced still comes out ({old[0].target!r}): more training.max_epochs or escalation.attempts, or "
-            f"`memupdate compact -c {release.collection}`, which begins without it"
+            f"`memupdate compact -c {seen.collection}`, which begins without it"
         )
     if not proved and near:
         lines.append(
@@ -158,8 +224,12 @@ def _advice(
         )
     if not proved:
         limit = policy.memory.max_rank
-        room = f"the policy allows {limit}" if release.rank < limit else f"which is the policy's largest: raise {limit}"
-        lines.append(f"more rank (memory.min_rank, memory.max_rank): the memory has rank {release.rank}, {room}")
+        room = (
+            f"the policy allows {limit}"
+            if seen.memory.rank < limit
+            else f"which is the policy's largest: raise {limit}"
+        )
+        lines.append(f"more rank (memory.min_rank, memory.max_rank): the memory has rank {seen.memory.rank}, {room}")
     wordings = [m for m in measures if m.part in OTHER_WORDINGS]
     if missed := [m for m in wordings if m.judged != "exact"]:
         lines.append(

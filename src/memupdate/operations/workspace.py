@@ -459,17 +459,19 @@ class Workspace(LedgerQuestions):
     def explain_answer(
         self, fact: str, *, release: str | None = None, progress: Progress = no_progress
     ) -> explaining.AnswerExplanation:
-        """Why a release answers one of its facts as it does, token by token. By default the latest release; records nothing.
+        """Why a fact is answered as it is, token by token; records nothing.
 
         Args:
             fact: the beginning of its id.
+            release: by default the latest of the fact's collection, or the failed batch that was to bring the fact.
+            progress: told what is being done.
 
         Raises:
             LedgerError: no such fact or release.
-            UsageError: the release does not hold the fact.
+            UsageError: the release was not taught the fact.
         """
         with self.reader() as ledger:
-            return explaining.explain_answer(self.session, ledger, self._release(ledger, release), fact, progress)
+            return explaining.explain_answer(self.session, ledger, fact, release=release, progress=progress)
 
     def publish(
         self,
