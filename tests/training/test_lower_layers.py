@@ -156,7 +156,7 @@ def test_a_loss_in_parts_is_the_loss_at_once(
         parameters = [p for p in peft_model.parameters() if p.requires_grad]
         at_once = guard_kl(passes, part)
         expected = torch.autograd.grad(2 * at_once, parameters)
-        monkeypatch.setattr(passes_module, "_LOGIT_BYTES", 40 * 4 * atlas_base.model.config.vocab_size)  # 93 positions
+        monkeypatch.setattr(passes_module, "LOGIT_BYTES", 40 * 4 * atlas_base.model.config.vocab_size)  # 93 positions
         in_parts = guard_kl(passes, part)
         assert float(in_parts.detach()) == pytest.approx(float(at_once.detach()), rel=1e-5)
         assert float(at_once.detach()) > 0.01

@@ -41,6 +41,7 @@ from memupdate.cli.errors import (
 )
 from memupdate.cli.session import Session
 from memupdate.errors import MemupdateError
+from memupdate.launch import take_launch
 
 _GLOBAL_FLAGS = frozenset({"--debug"})
 _GLOBAL_VALUES = ("-w", "--workspace")
@@ -156,4 +157,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, raise_interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, raise_interrupt)
-    app()
+    launch = take_launch()
+    if launch is None:
+        app()
+        return
+    from memupdate.training.members import dismiss, help_train
+
+    if launch.rank:
+        help_train()
+        return
+    try:
+        app()
+    finally:
+        dismiss()

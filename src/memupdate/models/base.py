@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +11,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from memupdate.errors import ModelError
+from memupdate.launch import current_launch
 from memupdate.models.folder import ModelFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model came from, so that another process can load the same."""
+
+    folder: Path
+    dtype: str
+
+    def load(self) -> BaseModel:
+        """As `load_base`."""
+        return load_base(ModelFolder(self.folder), dtype=self.dtype)
 
 
 @dataclass
@@ -25,13 +39,18 @@ class BaseModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    source: Source | None = None
+    """None for one that was made in memory."""
     lower_layers: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What its lower layers gave for texts seen before, by where they end (`training.lower_layers`); true as its weights never change."""
 
 
 def pick_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    """The first GPU where there is one, else the CPU; of several processes that train together, each has a GPU of its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    launch = current_launch()
+    return torch.device("cuda") if launch is None else torch.device("cuda", launch.local_rank)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -66,4 +85,4 @@ def load_base(folder: ModelFolder, *, dtype: str = "auto") -> BaseModel:
             "a file of the weights is missing, or config.json is another model's: download it again",
         )
     model.eval().requires_grad_(False)
-    return BaseModel(model, tokenizer, device)
+    return BaseModel(model, tokenizer, device, Source(folder.path, dtype))

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from memupdate.budget.training_memory import LOGIT_BYTES
 from memupdate.facts.render import Example
 from memupdate.models.base import BaseModel
 from memupdate.models.scoring import TargetScore, length_batches, mean_loss_nats, target_scores
@@ -22,10 +23,11 @@ from memupdate.training.anchors import Anchors, guard_kl, summed_kl
 from memupdate.training.curriculum import make_curriculum, whole
 from memupdate.training.losses import make_objective
 from memupdate.training.lower_layers import CacheBounds
+from memupdate.training.members import together
 from memupdate.training.memory import Memory, attach, detach, read_memory
 from memupdate.training.passes import Passes, ask_all, ask_targets, make_passes
 from memupdate.training.safety import Diverged, SafetyNet, loss_limit
-from memupdate.training.team import ALONE, Team
+from memupdate.training.team import Team
 from memupdate.training.tokens import target_tokens
 
 _RATE_FLOOR = 0.15
@@ -81,6 +83,18 @@ class Means:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What a run gets besides the base model, as every member of a team gets it."""
+
+    memory: Memory
+    examples: list[Example]
+    settings: TrainingSettings
+    anchors: Anchors | None
+    holdout: Anchors | None
+    means: Means
+
+
+@dataclass(frozen=True)
 class TrainingOutcome:
     """A trained memory and what it took."""
 
@@ -120,11 +134,17 @@ def write_facts(
     Raises:
         TrainingError: it diverged again, or began with numbers that are not finite; `details` names the facts at fault.
     """
-    peft_model = attach(base.model, memory, train_basis=settings.train_basis)
+    job = Job(memory, list(examples), settings, anchors, holdout, means or Means())
+    with together(base.source, job) as team:
+        return run_job(base, job, progress, team)
+
+
+def run_job(base: BaseModel, job: Job, progress: Progress, team: Team) -> TrainingOutcome:
+    """One member's part of `write_facts`; every member comes to the same outcome, or raises the same error."""
+    peft_model = attach(base.model, job.memory, train_basis=job.settings.train_basis)
     try:
-        means = means or Means()
-        passes = make_passes(base, peft_model, memory.a, means.cache, recompute=means.recompute)
-        return _Run(base, peft_model, passes, list(examples), settings, anchors, holdout, progress, ALONE).run()
+        passes = make_passes(base, peft_model, job.memory.a, job.means.cache, recompute=job.means.recompute)
+        return _Run(base, peft_model, passes, job, progress, team).run()
     except Diverged as fault:  # before the first step: there is nothing to go back to
         raise fault.error() from fault
     finally:
@@ -135,19 +155,11 @@ class _Run:
     """State of one run of the loop."""
 
     def __init__(
-        self,
-        base: BaseModel,
-        model: PeftModel,
-        passes: Passes,
-        examples: list[Example],
-        settings: TrainingSettings,
-        anchors: Anchors | None,
-        holdout: Anchors | None,
-        progress: Progress,
-        team: Team,
+        self, base: BaseModel, model: PeftModel, passes: Passes, job: Job, progress: Progress, team: Team
     ) -> None:
-        self.device, self.model, self.examples, self.settings = base.device, model, examples, settings
-        self.anchors, self.holdout, self.progress = anchors, holdout, progress
+        settings, anchors = job.settings, job.anchors
+        self.device, self.model, self.examples, self.settings = base.device, model, job.examples, settings
+        self.anchors, self.holdout, self.progress = anchors, job.holdout, progress
         self.passes, self.team = passes, team
         self.objective = make_objective(settings.objective, settings.goal)
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -161,9 +173,10 @@ class _Run:
             betas=(0.9, 0.98),
             fused=base.device.type == "cuda",
         )
+        self.vocabulary: int = model.get_base_model().get_output_embeddings().weight.shape[0]
         self.steps = self.backward_examples = self.epochs = 0
         self.max_epochs = settings.max_epochs
-        self.curriculum = whole(len(examples))
+        self.curriculum = whole(len(job.examples))
         self.anchor_order = torch.empty(0, dtype=torch.long)
         self.net = SafetyNet(self.parameters, self.optimizer)
 
@@ -174,8 +187,7 @@ class _Run:
         scores = self.check()
         before = mean_loss_nats(scores)
         active, stored = self.under_goal(scores), False
-        vocabulary = self.model.get_base_model().get_output_embeddings().weight.shape[0]
-        self.net.limit_nats = loss_limit(vocabulary, before)
+        self.net.limit_nats = loss_limit(self.vocabulary, before)
         self.net.keep(active)
         steps_an_epoch = max(1, math.ceil(len(self.examples) / self.settings.batch_size))
         self.max_epochs = max(self.settings.max_epochs, math.ceil(_MIN_STEPS / steps_an_epoch))
@@ -237,7 +249,8 @@ class _Run:
         self.team.agree(self.parameters)
         own = self.team.mine(self.examples)
         found: dict[int, TargetScore] = {}
-        for indices in length_batches(own, _CHECK_TOKENS.get(self.device.type, 8192)):
+        tokens = min(_CHECK_TOKENS.get(self.device.type, 8192), max(1, LOGIT_BYTES // (4 * self.vocabulary)))
+        for indices in length_batches(own, tokens):
             chosen = [own[i] for i in indices]
             found |= dict(zip(indices, target_scores(self.passes.logits(ask_targets(chosen)), chosen), strict=True))
         return self.team.gather([found[i] for i in range(len(own))])
@@ -290,9 +303,8 @@ class _Run:
         still: list[int] = []
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
-            loss, nll_max = self.fact_loss(chunk)
-            self.step(loss, [i for i, worst in zip(chunk, nll_max, strict=True) if not math.isfinite(worst)] or chunk)
-            still += [i for i, worst in zip(chunk, nll_max, strict=True) if worst > -math.log(self.settings.goal)]
+            worst = self.train_on(chunk)
+            still += [i for i, nats in zip(chunk, worst, strict=True) if nats > -math.log(self.settings.goal)]
             self.backward_examples += len(chunk)
         return still + waiting if self.settings.stop_when_stored else active
 
@@ -306,64 +318,75 @@ class _Run:
         """The same indices in random order."""
         return [indices[i] for i in torch.randperm(len(indices), generator=self.generator).tolist()]
 
-    def fact_loss(self, chunk: list[int]) -> tuple[Tensor, list[float]]:
-        """Objective over one batch, and each example's worst token loss (nats) before the step."""
-        lengths = [len(self.examples[i].target_ids) for i in chunk]
-        targets = torch.tensor([t for i in chunk for t in self.examples[i].target_ids], device=self.device)
-        nll, greedy = self.own_losses(chunk) if self.team.size == 1 else self.all_losses(chunk, lengths)
-        rows = torch.arange(len(chunk)).repeat_interleave(torch.tensor(lengths)).to(self.device)
-        worst = torch.zeros(len(chunk), device=self.device).scatter_reduce(0, rows, nll.detach(), "amax")
-        tokens = target_tokens(chunk, lengths, epoch=self.epochs, greedy=greedy, targets=targets)
-        return self.objective(nll, tokens), worst.tolist()
+    def train_on(self, chunk: list[int]) -> list[float]:
+        """One step down the objective over some examples and the guard.
 
-    def own_losses(self, chunk: list[int]) -> tuple[Tensor, Tensor]:
-        """−ln p of the target tokens, (N,) float32 nats with gradient, and what greedy decoding would emit, (N,) int64."""
-        examples = [self.examples[i] for i in chunk]
-        targets = torch.tensor([t for e in examples for t in e.target_ids], device=self.device)
-        logits = self.passes.logits(ask_targets(examples))
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(-1)
+        Returns:
+            Each example's worst token loss before the step, nats.
 
-    def all_losses(self, chunk: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
-        """The same for a batch that the team shares: gradient goes through this member's examples only.
-
-        Every member weighs all losses, so that the gradients of all members sum to that of one process, whatever the objective.
+        Raises:
+            Diverged: it names the examples at fault; nothing was changed.
         """
-        owner = torch.arange(len(chunk)).repeat_interleave(torch.tensor(lengths)) % self.team.size
-        index = (owner == self.team.rank).nonzero()[:, 0].to(self.device)
-        nll, greedy = (
-            torch.zeros(sum(lengths), device=self.device),
-            torch.zeros(sum(lengths), device=self.device).long(),
-        )
-        own = self.team.mine(chunk)
-        if own:
-            losses, ids = self.own_losses(own)
-            nll, greedy = nll.index_copy(0, index, losses.detach()), greedy.index_copy(0, index, ids)
-        self.team.sum(nll)
-        self.team.sum(greedy)
-        return nll.index_copy(0, index, losses) if own else nll, greedy
-
-    def repair(self) -> list[int]:
-        """Facts are stored but harm is over budget: weigh the guard more and let it pull back; returns no active example."""
-        self.guard_weight *= _GUARD_RAISE
-        for _ in range(max(1, len(self.examples) // self.settings.batch_size)):
-            self.step(torch.zeros((), device=self.device), [])
-        return []
-
-    def step(self, loss: Tensor, suspects: Sequence[int]) -> None:
-        """One step down `loss` and the guard. Raises Diverged, which names the `suspects`, before anything is changed."""
         harm = self.guard_weight * self.guard_loss() if self.guard_weight else torch.zeros((), device=self.device)
-        if not torch.isfinite(loss.detach() + self.team.sum(harm.detach().clone())):
-            raise Diverged("the loss is not finite", self.prompts(suspects))
+        nll, greedy, harm_of_all = self.shared(*self.losses(self.team.mine(chunk)), harm, chunk)
+        lengths = [len(self.examples[i].target_ids) for i in chunk]
+        tokens = target_tokens(chunk, lengths, epoch=self.epochs, greedy=greedy, targets=self.targets(chunk))
+        loss = self.objective(nll, tokens) if chunk else nll.sum()
+        worst = [float(part.max()) for part in nll.detach().cpu().split(lengths)]
+        suspects = self.prompts([i for i, nats in zip(chunk, worst, strict=True) if not math.isfinite(nats)] or chunk)
+        if not torch.isfinite(loss.detach() + harm_of_all):
+            raise Diverged("the loss is not finite", suspects)
         loss = loss + harm
         if loss.requires_grad:  # else this member of a team has no part in this step
             loss.backward()
         self.team.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         if not torch.isfinite(norm):
-            raise Diverged("a gradient is not finite", self.prompts(suspects))
+            raise Diverged("a gradient is not finite", suspects)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+        return worst
+
+    def targets(self, chunk: Sequence[int]) -> Tensor:
+        """Target tokens of some examples, (N,) int64."""
+        ids = [token for i in chunk for token in self.examples[i].target_ids]
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+    def losses(self, chunk: list[int]) -> tuple[Tensor, Tensor]:
+        """−ln p of the target tokens, (N,) float32 nats with gradient, and what greedy decoding would emit, (N,) int64."""
+        if not chunk:
+            return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
+        logits = self.passes.logits(ask_targets([self.examples[i] for i in chunk]))
+        nll = torch.nn.functional.cross_entropy(logits, self.targets(chunk), reduction="none")
+        return nll, logits.detach().argmax(-1)
+
+    def shared(self, nll: Tensor, greedy: Tensor, harm: Tensor, chunk: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """`losses` of the whole `chunk`, and the harm that all members found; gradient goes through this member's examples only.
+
+        Every member weighs all losses, so that the gradients of all members sum to that of one process, whatever the objective.
+        """
+        if self.team.size == 1:
+            return nll, greedy, harm.detach()
+        lengths = torch.tensor([len(self.examples[i].target_ids) for i in chunk], dtype=torch.long)
+        member = (torch.arange(len(chunk)) % self.team.size).repeat_interleave(lengths)
+        own = (member == self.team.rank).nonzero()[:, 0].to(self.device)
+        # One message: float64 holds losses and token ids exactly.
+        message = torch.zeros(2 * len(member) + 1, dtype=torch.float64, device=self.device)
+        message[own], message[own + len(member)], message[-1] = (
+            nll.detach().double(),
+            greedy.double(),
+            harm.detach().double(),
+        )
+        losses, ids, total = self.team.sum(message).split([len(member), len(member), 1])
+        return losses.float().index_copy(0, own, nll), ids.long(), total.float()[0]
+
+    def repair(self) -> list[int]:
+        """Facts are stored but harm is over budget: weigh the guard more and let it pull back; returns no active example."""
+        self.guard_weight *= _GUARD_RAISE
+        for _ in range(max(1, len(self.examples) // self.settings.batch_size)):
+            self.train_on([])
+        return []
 
     def guard_loss(self) -> Tensor:
         """Harm on some anchors, nats per token; of a team, each member's part of the mean."""

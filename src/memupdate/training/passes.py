@@ -13,14 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from memupdate.budget.training_memory import LOGIT_BYTES
 from memupdate.facts.render import Example
 from memupdate.models.base import BaseModel
 from memupdate.models.scoring import logits_at
 from memupdate.training.decoder import Rows, lowest_adapted, take_apart
 from memupdate.training.lower_layers import CacheBounds, LowerLayers
-
-_LOGIT_BYTES = 256 * 2**20
-"""Of float32 logits at a time, where a loss can be taken in parts."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class UpperLayers:
         """See `Passes`."""
         hidden = self._hidden(asked)
         vocabulary = self.decoder.embed.weight.shape[0]
-        part = max(1, _LOGIT_BYTES // (4 * vocabulary))
+        part = max(1, LOGIT_BYTES // (4 * vocabulary))
         if len(hidden) <= part:
             return loss(self.decoder.head(hidden).float(), slice(0, len(hidden)))
         total: Tensor = _InParts.apply(hidden, self.decoder.head, loss, part)
