@@ -33,7 +33,7 @@ class Ladder:
 
 
 FULL = (Ladder(64, "mlp-one", (1, 2, 3, 4, 6, 8)), Ladder(256, "mlp-all", (1, 2, 3, 4)))
-QUICK = (Ladder(16, "mlp-one", (1, 2, 4)),)
+QUICK = (Ladder(8, "mlp-one", (1, 2, 4)),)
 
 
 def run(lab: Lab, store: Store, ladders: Sequence[Ladder]) -> None:

@@ -39,16 +39,18 @@ class Line:
     facts_a_batch: int
 
 
-FULL, QUICK = (20, 10), (4, 6)
-_COLUMNS = ("rank", "facts", "proved", "older", "older_proved", "known_kept", "kl_nats", "duration_s")
-"""One value of each after every batch; older facts are those of the batches before."""
+FULL, QUICK = (20, 10), (3, 4)
+LOOKS = (1, 2, 5, 10, 15, 20)
+"""Batches after which everything is asked, beside the last; a release of `memupdate` is proved by itself after each."""
+_COLUMNS = ("batch", "facts", "proved", "older", "older_proved", "known_kept", "kl_nats")
+"""One value of each at every look; older facts are those of the batches before."""
 HOWS = ("memupdate", "no guard", "no replay")
 
 
 def run(lab: Lab, store: Store, sizes: tuple[int, int]) -> None:
     """Measure what is missing."""
     ours = Line(HOWS[0], *sizes)
-    ranks = store.get_or(STUDY, asdict(ours), code_of_ours(), lambda: _through_workspace(ours))["rank"]
+    ranks = store.get_or(STUDY, asdict(ours), code_of_ours(), lambda: _through_workspace(ours))["ranks"]
     for how in HOWS[1:]:
         line = replace(ours, how=how)
         store.get_or(STUDY, asdict(line), code_of_ours(), lambda line=line: _contrast(lab.session, line, ranks))
@@ -66,7 +68,7 @@ def batches_of(line: Line) -> list[list[Fact]]:
 
 
 def _through_workspace(line: Line) -> Row:
-    """`add --no-publish`, batch after batch; each release is read back from its file and proved again."""
+    """`add --no-publish`, batch after batch; at each look the release is read back from its file and proved again."""
     row = _empty_row()
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace.init(Path(folder) / "workspace", model="atlas")
@@ -85,7 +87,8 @@ def _through_workspace(line: Line) -> Row:
             written += batch
             assert report.release is not None
             memory = load_adapter(workspace.session.layout.registry.release(report.release))
-            _look(workspace.session, memory, written, len(batch), report.duration_s, row)
+            row["complete"] += report.facts_proved == report.facts_total
+            _look_if_due(workspace.session, memory, line, number, written, report.duration_s, row)
     return row
 
 
@@ -94,7 +97,9 @@ def _contrast(session: Session, line: Line, ranks: Sequence[int]) -> Row:
     guarded, replays = line.how == "no replay", line.how == "no guard"
     anchors, holdout = (guard.train, guard.holdout) if guarded else (None, None)
     row, written, memory = _empty_row(), [], empty_memory(session.shape)
-    for batch, rank in zip(batches_of(line), ranks, strict=False):  # as many as memupdate took
+    for number, (batch, rank) in enumerate(
+        zip(batches_of(line), ranks, strict=False), start=1
+    ):  # as many as memupdate took
         written += batch
         started = time.monotonic()
         memory = grow(memory, rank, seed=session.basis_seed("training"), scale=policy.memory.scale)
@@ -107,22 +112,25 @@ def _contrast(session: Session, line: Line, ranks: Sequence[int]) -> Row:
             memory = outcome.memory
             if all(score.min_probability >= settings.threshold for score in outcome.scores):
                 break
-        _look(session, memory, written, len(batch), time.monotonic() - started, row)
+        _look_if_due(session, memory, line, number, written, time.monotonic() - started, row)
     return row
 
 
 def _empty_row() -> Row:
-    return {name: [] for name in _COLUMNS}
+    return {"ranks": [], "duration_s": [], "complete": 0, **{name: [] for name in _COLUMNS}}
 
 
-def _look(session: Session, memory: Memory, written: Sequence[Fact], newest: int, duration_s: float, row: Row) -> None:
-    """Prove all facts so far and ask the probes; one more entry in each list of `row`."""
-    proof = prove_memory(session, memory, written, no_progress)
-    older = len(written) - newest
-    values = (
-        memory.rank, len(written), proof.proved, older, sum(p.proved for p in proof.facts[:older]), proof.locality.share, proof.kl_nats,
-        round(duration_s, 2),
-    )  # fmt: skip
+def _look_if_due(
+    session: Session, memory: Memory, line: Line, number: int, written: Sequence[Fact], duration_s: float, row: Row
+) -> None:
+    """Note what the batch took; prove all facts so far and ask the probes where it is one to look after."""
+    row["ranks"].append(memory.rank)
+    row["duration_s"].append(round(duration_s, 2))
+    if number not in LOOKS and number != line.batches:
+        return
+    proof, older = prove_memory(session, memory, written, no_progress), len(written) - line.facts_a_batch
+    older_proved = sum(p.proved for p in proof.facts[:older])
+    values = (number, len(written), proof.proved, older, older_proved, proof.locality.share, proof.kl_nats)
     for name, value in zip(_COLUMNS, values, strict=True):
         row[name].append(value)
-    print(f"  {len(row['rank'])}: " + ", ".join(f"{name} {row[name][-1]}" for name in _COLUMNS), flush=True)
+    print(f"  rank {memory.rank}, " + ", ".join(f"{name} {row[name][-1]}" for name in _COLUMNS), flush=True)

@@ -35,7 +35,7 @@ class Sweep:
 
 
 FULL = Sweep(phonebook=((300,), (2, 4)), passage=((150,), (1, 2)), steps=480)
-QUICK = Sweep(phonebook=((100,), (1,)), passage=((50,), (1,)), steps=240)
+QUICK = Sweep(phonebook=((50,), (1,)), passage=((30,), (1,)), steps=480)
 
 
 def cells_of(sweep: Sweep, kind: str, method: str) -> list[Cell]:

@@ -19,7 +19,6 @@ from benchmarks.training.store import Row, Store
 from memupdate.reports.figures.theme import BAD, GOOD, QUIET, new_figure, plain_number, shade_of, style, write_picture
 
 Figures = dict[str, float | int | None]
-_SHOWN_BATCHES = (1, 2, 5, 10, 15, 20)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _forgetting_figures(store: Store, plan: Plan) -> Figures:
 
     def last(how: str, value: Callable[[Row], float]) -> float | None:
         row = rows[how]
-        return value(row) if row and len(row["rank"]) == plan.batches[0] else None
+        return value(row) if row and row["batch"] and row["batch"][-1] == plan.batches[0] else None
 
     def older(row: Row) -> float:
         return float(row["older_proved"][-1] / row["older"][-1])
@@ -124,13 +123,9 @@ def _forgetting_figures(store: Store, plan: Plan) -> Figures:
         "known_kept_without_guard": last("no guard", lambda row: row["known_kept"][-1]),
         f"older_proved_after_{plan.batches[0]}": last("memupdate", older),
         f"older_proved_after_{plan.batches[0]}_without_replay": last("no replay", older),
-        "batches_with_every_fact_proved": last("memupdate", lambda row: _complete(row)),
+        "batches_with_every_fact_proved": last("memupdate", lambda row: row["complete"]),
     }
     return found
-
-
-def _complete(row: Row) -> int:
-    return sum(proved == facts for proved, facts in zip(row["proved"], row["facts"], strict=True))
 
 
 def _mean_of(store: Store, plan: Plan, kind: str, short: str, name: str) -> float | None:
@@ -172,16 +167,16 @@ def _end(row: Row) -> str:
 
 def _forgetting_table(store: Store, plan: Plan) -> str:
     batches, size = plan.batches
-    shown = [number for number in _SHOWN_BATCHES if number <= batches]
+    shown = [number for number in forgetting.LOOKS if number < batches] + [batches]
     lines: list[Sequence[object]] = []
     for how in forgetting.HOWS:
         row = forgetting.found(store, how, plan.batches)
         if row is None:
             continue
-        done = len(row["rank"])
-        proved = [f"{100 * row['proved'][n - 1] / row['facts'][n - 1]:.1f}" if n <= done else "" for n in shown]
-        kept = [f"{100 * row['known_kept'][n - 1]:.1f}" if n <= done else "" for n in shown]
-        lines += [(f"{how}: facts proved, %", *proved), (f"{how}: known kept, %", *kept)]
+        looks = dict(zip(row["batch"], zip(row["proved"], row["facts"], row["known_kept"], strict=True), strict=True))
+        proved = [f"{100 * looks[n][0] / looks[n][1]:.1f}" if n in looks else "" for n in shown]
+        lines.append((f"{how}: facts proved, %", *proved))
+        lines.append((f"{how}: known kept, %", *(f"{100 * looks[n][2]:.1f}" if n in looks else "" for n in shown)))
         if "refused" in row:
             lines.append((f"{how}: refused, {row['refused']}", *[""] * len(shown)))
     header = ("after batch", *shown)
@@ -256,10 +251,11 @@ def _draw_batches(axes: Any, store: Store, plan: Plan) -> None:
         row = forgetting.found(store, how, plan.batches)
         if row is None:
             continue
-        numbers = range(1, len(row["rank"]) + 1)
         proved = [100 * p / f for p, f in zip(row["proved"], row["facts"], strict=True)]
-        axes.plot(numbers, proved, color=colour, linewidth=1.6, label=f"{how}: proved")
-        axes.plot(numbers, [100 * kept for kept in row["known_kept"]], ":", color=colour, label=f"{how}: known kept")
+        axes.plot(row["batch"], proved, color=colour, linewidth=1.6, label=f"{how}: proved")
+        axes.plot(
+            row["batch"], [100 * kept for kept in row["known_kept"]], ":", color=colour, label=f"{how}: known kept"
+        )
     axes.set_ylim(-2, 102)
     axes.set_title("Batches in a row: new facts proved, known facts kept, %")
     axes.set_xlabel("batch")

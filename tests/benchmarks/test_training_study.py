@@ -133,7 +133,7 @@ def test_figures_and_tables_of_measured_cells(tmp_path: Path) -> None:
         keep(Cell("trl", size.facts, size.rank, rate=rate), cpu_s=seconds)
     keep(Cell("trl", size.facts, size.rank), cpu_s=200.0, proved=4, stopped="cap", cap_s=200.0)
     keep(Cell("ours", size.facts, size.rank, guard=writing.POLICY_GUARD), cpu_s=15.0)
-    row = {name: [1] for name in ("rank", "facts", "proved", "older", "older_proved", "known_kept", "kl_nats")}
+    row = {"ranks": [1], "complete": 1, **{name: [1] for name in forgetting._COLUMNS}}
     line = forgetting.Line("memupdate", 1, 6)
     store.get_or(forgetting.STUDY, asdict(line), code_of_ours(), lambda: row)
     figures = summary.figures(store, replace(plan, batches=(1, 6)))
