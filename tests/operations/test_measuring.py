@@ -9,12 +9,15 @@ import io
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from endpoint import Endpoint
 from memupdate import Workspace
 from memupdate.cli import app
 from memupdate.cli.verify import verify_views
@@ -22,9 +25,12 @@ from memupdate.errors import ExitCode, ProofFailed, UsageError
 from memupdate.facts.model import Fact
 from memupdate.operations import explaining
 from memupdate.operations.explaining import words_in_common
+from memupdate.operations.publishing import release_memory
 from memupdate.operations.reports import AddReport
+from memupdate.training.memory import attach, detach
 from memupdate.verification.neighbours import is_guess
 from memupdate.verification.questions import GIVEN, HELD_OUT, RENDERING, SYSTEM, TRAINED
+from memupdate.verification.served import GENERATED
 from support import news, set_policy, write_facts_file
 
 
@@ -89,6 +95,33 @@ def test_verify_measures_the_same_again(released: tuple[Workspace, AddReport]) -
     assert document["text"]["perplexity_ratio"] == pytest.approx(report.perplexity_ratio)
     shares = {(c["measure"], c["part"]): c["exact_share"] for c in document["measures"]}
     assert shares["recall", "own prompt"] == 1.0
+
+
+def test_the_engine_is_asked_freely_for_as_many_as_the_policy_needs(released: tuple[Workspace, AddReport]) -> None:
+    workspace, _ = released
+    session = workspace.session
+    with workspace.reader() as ledger:
+        memory = release_memory(session, ledger.release("acme@v1"))
+    base = session.base
+    model = attach(base.model, memory)
+    server = Endpoint(replace(base, model=model))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        report = workspace.verify(served=f"http://127.0.0.1:{server.server_port}")
+        server.suffix = " indeed"
+        bent = workspace.verify(served=f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+        base.model = detach(model)
+    assert report.passed
+    assert (report.facts_proved, report.generated, report.sampled) == (5, 5, "all 5")
+    assert {(c.engine, c.part, c.asked, c.exact) for c in report.measures} == {
+        ("served", "own prompt", 5, 5), ("served", GENERATED, 5, 5),
+    }  # fmt: skip
+    assert not bent.passed
+    assert {(c.part, c.exact, c.contained) for c in bent.measures if c.part == GENERATED} == {(GENERATED, 0, 5)}
+    assert all(q.answer == f"{q.expected} indeed" for q in bent.questions)
 
 
 def test_one_fact_is_explained_token_by_token(released: tuple[Workspace, AddReport]) -> None:
