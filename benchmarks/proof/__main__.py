@@ -49,7 +49,6 @@ def study(
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Measure `parts`, in this order: figures, and the rows behind them."""
     rows = Rows(work / "rows")
-    workspace = releases.open_workspace(work, sizes, say)
     wide, deep = releases.steps_of(sizes)
     figures, inside, served, details = dict[str, Any](), dict[str, Any](), dict[str, Any](), dict[str, Any]()
     for part, steps, figures_of in (
@@ -57,14 +56,14 @@ def study(
         ("depth", [*wide[:1], *deep], releases.depth_figures),
     ):
         if part in parts:
-            here, there = releases.measure(workspace, rows, steps, say)
+            here, there = releases.measure(releases.open_workspace(work, sizes, say), rows, steps, say)
             figures |= figures_of(here, there)
             inside, served = inside | here, served | there
     if "endoflife" in parts:
-        details["endoflife"] = endoflife.figures_of(workspace, rows, quick=quick, say=say)
+        details["endoflife"] = endoflife.figures_of(work, rows, quick=quick, say=say)
         figures |= endoflife.figures(details["endoflife"])
     if "speed" in parts:
-        details["speed"] = speed.figures_of(workspace, rows, quick=quick, say=say)
+        details["speed"] = speed.figures_of(work, rows, quick=quick, say=say)
         figures |= speed.figures(details["speed"])
     return figures, {"inside": list(inside.values()), "served": list(served.values()), **details}
 

@@ -1,11 +1,13 @@
 """Part two: real facts that change. Versions and ends of support of 2024 are stored, those of 2025 supersede them, vLLM is asked.
 
-The facts are those of examples/endoflife. Invariant: an answer counts as given where it is the new value word for word, under the
-fact's own prompt; the old one as absent where no phrasing of the fact, trained or not, brings it back.
+The facts are those of examples/endoflife, in a workspace of their own under the policy that the embedded model comes with.
+Invariant: an answer counts as given where it is the new value word for word, under the fact's own prompt; the old one as absent where
+no phrasing of the fact, trained or not, brings it back.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from benchmarks.proof.releases import Rows, Say, add_release, facts_of
@@ -22,8 +24,13 @@ FILES = ("2024-01-01.jsonl", "2025-01-01.jsonl")
 QUICK_FACTS = 16
 
 
-def figures_of(workspace: Workspace, rows: Rows, *, quick: bool, say: Say) -> dict[str, Any]:
+def figures_of(work: Path, rows: Rows, *, quick: bool, say: Say) -> dict[str, Any]:
     """Store both dates, ask the last release."""
+    root = work / COLLECTION
+    if not (root / "memupdate.toml").is_file():
+        Workspace.init(root, model="atlas", collection=COLLECTION)
+    workspace = Workspace(root)
+    workspace.resume()
     for number, name in enumerate(FILES, start=1):
         lines = (ROOT / "examples" / "endoflife" / name).read_text(encoding="utf-8").splitlines(keepends=True)
         path = rows.folder / f"endoflife-{number}.jsonl"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,8 +37,12 @@ REQUEST_PROMPTS, REQUESTS_AT_ONCE = 16, 4
 """As the client's scoring does it: 64 questions are with the engine at any time."""
 
 
-def figures_of(workspace: Workspace, rows: Rows, *, quick: bool, say: Say) -> dict[str, Any]:
+def figures_of(work: Path, rows: Rows, *, quick: bool, say: Say) -> dict[str, Any]:
     """Both engines, each measured once."""
+    root = work / "speed"
+    if not (root / "memupdate.toml").is_file():
+        Workspace.init(root, model="atlas")
+    workspace = Workspace(root)
     return rows.get("speed", lambda: _measure(workspace, QUICK_FACTS if quick else FACTS, say))
 
 
