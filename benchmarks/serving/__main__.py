@@ -44,7 +44,7 @@ class Size:
     repeats: int
 
 
-FULL = Size(facts=None, prompts=32, flips=100, replica_flips=100, pairs=9, requests=192, repeats=7)
+FULL = Size(facts=None, prompts=16, flips=100, replica_flips=100, pairs=9, requests=192, repeats=7)
 QUICK = Size(facts=6, prompts=6, flips=20, replica_flips=10, pairs=3, requests=64, repeats=3)
 
 

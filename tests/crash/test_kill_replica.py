@@ -25,6 +25,7 @@ from memupdate.serving.engine_record import running_engines
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(engine_installed() is None, reason="vLLM is not installed"),
 ]
 STARTED_S = 420.0
