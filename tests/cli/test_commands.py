@@ -50,6 +50,7 @@ COMMANDS = [
     ["serve"],
     ["doctor"],
     ["demo"],
+    ["bench"],
 ]
 REPORTING = [
     command

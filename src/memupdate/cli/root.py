@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from memupdate import __version__
 from memupdate.cli import (
+    bench,
     compact,
     demo,
     deploy,
@@ -148,6 +149,7 @@ formats.register(facts.facts_app)
 purge.register(facts.facts_app)
 compact.register(app)
 demo.register(app)
+bench.register(app)
 
 
 def main() -> None:
