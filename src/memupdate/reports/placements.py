@@ -63,7 +63,7 @@ def placement_cells(rows: Sequence[PlacementRow]) -> list[tuple[str, ...]]:
             _rank(need.rank),
             texts.interval(need.parameters),
             "–" if need.duration_s is None else human_duration(need.duration_s.mid),
-            texts.interval(need.kl_nats),
+            texts.number(need.kl_nats and need.kl_nats.mid),
             _rank(need.rank_half_harm),
             _rank(need.rank_twice_harm),
         )
