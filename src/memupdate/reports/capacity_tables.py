@@ -54,8 +54,9 @@ def _collection(report: CapacityReport, capacity: CollectionCapacity) -> list[Re
 def _placements(report: CapacityReport) -> RenderableType:
     table = Table(title="Placements: what an empty memory would need", title_justify="left")
     for heading in COLUMNS:
+        shown = heading if heading == "KL" else heading.capitalize()
         table.add_column(
-            heading.capitalize() if heading != "KL" else heading, justify="left" if heading == "placement" else "right"
+            shown, justify="left" if heading == "placement" else "right", no_wrap=heading == "effective parameters"
         )
     for cells in placement_cells(report.placements):
         table.add_row(*cells)

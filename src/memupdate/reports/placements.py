@@ -13,13 +13,13 @@ from memupdate.law.pooled import COMMON, OFFSET, SEPARATE, PooledScore
 
 COLUMNS = (
     "placement",
-    "target tokens",
+    "tokens",
     "rank",
     "effective parameters",
     "training",
     "KL",
-    "at half the harm",
-    "at twice the harm",
+    "half the harm",
+    "twice the harm",
 )
 
 
@@ -63,7 +63,7 @@ def placement_cells(rows: Sequence[PlacementRow]) -> list[tuple[str, ...]]:
             _rank(need.rank),
             texts.interval(need.parameters),
             "–" if need.duration_s is None else human_duration(need.duration_s.mid),
-            texts.number(need.kl_nats and need.kl_nats.mid),
+            texts.number(None if need.kl_nats is None else need.kl_nats.mid),
             _rank(need.rank_half_harm),
             _rank(need.rank_twice_harm),
         )
