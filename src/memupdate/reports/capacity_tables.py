@@ -55,9 +55,7 @@ def _placements(report: CapacityReport) -> RenderableType:
     table = Table(title="Placements: what an empty memory would need", title_justify="left")
     for heading in COLUMNS:
         shown = heading if heading == "KL" else heading.capitalize()
-        table.add_column(
-            shown, justify="left" if heading == "placement" else "right", no_wrap=heading == "effective parameters"
-        )
+        table.add_column(shown, justify="left" if heading == "placement" else "right", no_wrap=heading == "placement")
     for cells in placement_cells(report.placements):
         table.add_row(*cells)
     sentence = pooling_sentence(report.pooling)
