@@ -97,9 +97,12 @@ def _contrast(session: Session, line: Line, ranks: Sequence[int]) -> Row:
     guarded, replays = line.how == "no replay", line.how == "no guard"
     anchors, holdout = (guard.train, guard.holdout) if guarded else (None, None)
     row, written, memory = _empty_row(), [], empty_memory(session.shape)
-    for number, (batch, rank) in enumerate(
-        zip(batches_of(line), ranks, strict=False), start=1
-    ):  # as many as memupdate took
+    last = ranks[-1] if ranks else policy.memory.min_rank
+    planned = [
+        *ranks,
+        *[last] * (line.batches - len(ranks)),
+    ]  # where memupdate refused to go on, at the rank that it had
+    for number, (batch, rank) in enumerate(zip(batches_of(line), planned, strict=True), start=1):
         written += batch
         started = time.monotonic()
         memory = grow(memory, rank, seed=session.basis_seed("training"), scale=policy.memory.scale)
