@@ -11,7 +11,7 @@ from torch import nn
 from memupdate.models.base import BaseModel
 from memupdate.progress import ProgressEvent, no_progress
 from memupdate.training import anchors as anchors_module
-from memupdate.training.anchors import TOP_K, Anchors, load_or_sample, measure_kl, sample_anchors
+from memupdate.training.anchors import TOP_K, AnchorKL, Anchors, load_or_sample, measure_kl, sample_anchors
 from memupdate.training.memory import Memory, attach, detach
 
 CPU = torch.device("cpu")
@@ -154,3 +154,17 @@ def test_anchors_are_sampled_once_and_then_read(atlas_base: BaseModel, tmp_path:
     assert torch.equal(first.ids, second.ids)
     assert torch.equal(first.top_logprobs, second.top_logprobs)
     assert measure_kl(atlas_base.model, second, CPU) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("rest", [0.3, 1e-9])
+def test_gradient_of_the_kl_is_the_derivative(rest: float) -> None:
+    """In float64 against differences, with a rest that counts and with one that is held at its least."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    top_ids = torch.stack([torch.randperm(7, generator=generator)[:4] for _ in range(3)])
+    logits = logits.scatter_add(-1, top_ids, torch.full((3, 4), 0.0 if rest > 1e-3 else 25.0, dtype=torch.float64))
+    base = torch.rand(3, 4, generator=generator, dtype=torch.float64)
+    top_logprobs = (base / base.sum(-1, keepdim=True) * (1 - rest)).log()
+    logits.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: 3 * AnchorKL.apply(x, top_ids, top_logprobs), logits)
+    assert float(AnchorKL.apply(logits.detach(), top_ids, top_logprobs)) > 0.1

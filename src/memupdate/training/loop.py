@@ -330,9 +330,11 @@ class _Run:
         harm = self.guard_weight * self.guard_loss() if self.guard_weight else torch.zeros((), device=self.device)
         nll, greedy, harm_of_all = self.shared(*self.losses(self.team.mine(chunk)), harm, chunk)
         lengths = [len(self.examples[i].target_ids) for i in chunk]
-        tokens = target_tokens(chunk, lengths, epoch=self.epochs, greedy=greedy, targets=self.targets(chunk))
-        loss = self.objective(nll, tokens) if chunk else nll.sum()
-        worst = [float(part.max()) for part in nll.detach().cpu().split(lengths)]
+        loss = nll.sum()
+        if chunk:
+            tokens = target_tokens(chunk, lengths, epoch=self.epochs, greedy=greedy, targets=self.targets(chunk))
+            loss = self.objective(nll, tokens)
+        worst = [float(part.max()) for part in nll.detach().cpu().split(lengths) if chunk]
         suspects = self.prompts([i for i, nats in zip(chunk, worst, strict=True) if not math.isfinite(nats)] or chunk)
         if not torch.isfinite(loss.detach() + harm_of_all):
             raise Diverged("the loss is not finite", suspects)
