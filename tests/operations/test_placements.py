@@ -11,8 +11,12 @@ import pytest
 from safetensors import safe_open
 
 from memupdate import Workspace
+from memupdate.budget.choice import plan_cheapest
 from memupdate.budget.placement import PLACEMENTS
+from memupdate.budget.plan import PlanRequest
+from memupdate.budget.planner import free_capacity
 from memupdate.errors import EngineError, PolicyError
+from memupdate.law.density import BaseLoss
 from memupdate.law.errors import LawError
 from memupdate.layout import ADAPTER_WEIGHTS_FILE
 from memupdate.operations import planning
@@ -144,6 +148,28 @@ def test_the_engine_has_slots_wherever_a_release_or_the_next_plan_may_adapt(work
     )
 
 
+def test_a_memory_that_has_outgrown_its_placement_is_told_of_one_with_room(workspace: Workspace) -> None:
+    session = under(workspace, "auto").session
+    with workspace.reader() as ledger:
+        small, large = (
+            planning.Candidate(placed, fit)
+            for placed in (session.with_placement("mlp-one"), session.with_placement("mlp-all"))
+            if (fit := planning.current_fit(placed, ledger)) is not None
+        )
+        limits = replace(planning.limits(session), max_rank=4)
+        room = {
+            found.fit.placement: free_capacity(found.fit, found.session.shape, 4, limits, base_loss=BaseLoss(3.0, 0.0))
+            for found in (small, large)
+        }
+        assert 0 < room["mlp-one"] < room["mlp-all"]
+        tokens = (room["mlp-one"] + room["mlp-all"]) // 2
+        full = PlanRequest("acme", 1, 0, 0, 1, 1, tokens, 4, small.session.shape, small.fit, limits, BaseLoss(3.0, 0.0))
+        hint = planning._room_elsewhere(session, ledger, [full])
+    assert 'set memory.placement = "mlp-all" and run `memupdate compact -c acme`' in hint
+    asked = replace(full, rank_before=0, placement=large.session.shape, fit=large.fit)
+    assert f"rank {plan_cheapest([asked]).rank} would hold them there" in hint
+
+
 def test_an_unknown_placement_is_refused_before_anything_is_written(make_workspace: Callable[..., Workspace]) -> None:
     with pytest.raises(PolicyError, match="'attention' is not a placement"):
         make_workspace().calibrate(placements=["mlp-one", "attention"], minutes=1)
@@ -165,6 +191,8 @@ def test_points_that_ship_with_the_model_are_fitted_when_a_policy_first_asks_for
     planned = auto.plan(write_facts_file(tmp_path / "facts.jsonl", news(1)[:4]))
     assert planned.plan is not None
     assert any("the cheapest of mlp-all, mlp-one" in reason for reason in planned.plan.reasons)
+    (missing,) = (reason for reason in planned.plan.reasons if reason.startswith("not compared, as no law is fitted"))
+    assert missing.endswith("all-linear (`memupdate calibrate --placement all-linear`)")
     with auto.reader() as ledger:
         fits = {found.fit.placement: found.fit for found in planning.candidates(auto.session, ledger, "acme")}
     assert fits["mlp-one"].density == fits["mlp-all"].density is not None, "what tokens cost is the base model's"

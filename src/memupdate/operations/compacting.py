@@ -6,7 +6,7 @@ Invariant: a compaction is planned for the live facts without what stands in for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memupdate.budget.choice import plan_cheapest
 from memupdate.budget.plan import Plan, PlanRequest
@@ -44,7 +44,7 @@ def command(collection: str) -> str:
 def plan_compaction(candidates: Sequence[Candidate], collection: str, live: Sequence[Fact]) -> Plan:
     """Plan for `live` in an empty memory, under the cheapest of the placements that it may have. Raises OverBudget."""
     targets = candidates[0].session.count_targets(live)
-    return plan_cheapest(
+    plan = plan_cheapest(
         [
             PlanRequest(
                 collection=collection,
@@ -63,6 +63,8 @@ def plan_compaction(candidates: Sequence[Candidate], collection: str, live: Sequ
             for candidate in candidates
         ]
     )
+    missing = planning.not_compared(candidates, plan)
+    return replace(plan, reasons=(*plan.reasons, missing)) if missing else plan
 
 
 def live_without_stand_ins(ledger: Ledger, collection: str) -> tuple[list[Fact], int]:

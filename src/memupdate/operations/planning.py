@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memupdate.budget.choice import plan_cheapest
-from memupdate.budget.placement import AUTO
+from memupdate.budget.placement import AUTO, PLACEMENTS
 from memupdate.budget.plan import Limits, Plan, PlanRequest, plan_from_json
 from memupdate.errors import OverBudget
 from memupdate.facts.model import Fact
@@ -162,9 +162,9 @@ def make_plan(
     try:
         plan = plan_cheapest(requests)
     except OverBudget as error:
-        hint = _room_by_compacting(session, ledger, requests, live)
+        hint = _room_by_compacting(session, ledger, requests, live) + _room_elsewhere(session, ledger, requests)
         raise OverBudget(error.message, f"{error.hint}{hint}", error.details) from error
-    more = [_kept_placement(session, plan), _phrasings(session, plan, live)]
+    more = [_kept_placement(session, plan), not_compared(candidates, plan), _phrasings(session, plan, live)]
     return replace(plan, reasons=(*plan.reasons, *filter(None, more)))
 
 
@@ -185,6 +185,16 @@ def _kept_placement(session: Session, plan: Plan) -> str | None:
     return f"the memory is {plan.placement} and stays so; the policy's memory.placement = {wanted} holds from the next compaction on"
 
 
+def not_compared(candidates: Sequence[Candidate], plan: Plan) -> str | None:
+    """Where the policy leaves the placement open: those that have no law, so that they were no choice."""
+    session, known = candidates[0].session, {candidate.session.shape.name for candidate in candidates}
+    missing = [name for name in PLACEMENTS if name not in known]
+    if plan.rank_before or session.policy.memory.placement != AUTO or not missing:
+        return None
+    command = " ".join(["memupdate calibrate", *(f"--placement {name}" for name in missing)])
+    return f"not compared, as no law is fitted for them: {', '.join(missing)} (`{command}`)"
+
+
 def measured_base_loss(session: Session, facts: Sequence[Fact]) -> BaseLoss:
     """What the base model itself says that facts cost, per target token; each set is scored once a session."""
     from memupdate.models.scoring import mean_loss_nats, score_examples
@@ -194,6 +204,27 @@ def measured_base_loss(session: Session, facts: Sequence[Fact]) -> BaseLoss:
         scores = score_examples(session.base.model, session.renderer.render_all(list(facts)), session.base.device)
         session.base_losses[key] = mean_loss_nats(scores)
     return BaseLoss(session.base_losses[key], 0.0)
+
+
+def _room_elsewhere(session: Session, ledger: Ledger, requests: Sequence[PlanRequest]) -> str:
+    """What else to do where a memory has outgrown its placement: write it afresh under another one that has a law."""
+    first = requests[0]
+    if not first.rank_before:  # an empty memory had the choice
+        return ""
+    for name in PLACEMENTS:
+        placed = session.with_placement(name)
+        fit = current_fit(placed, ledger)
+        if fit is None or name == first.placement.name:
+            continue
+        try:
+            plan = plan_cheapest([replace(first, rank_before=0, placement=placed.shape, fit=fit)])
+        except OverBudget:
+            continue
+        return (
+            f'; or set memory.placement = "{name}" and run `memupdate compact -c {first.collection}`: '
+            f"rank {plan.rank} would hold them there"
+        )
+    return ""
 
 
 def _room_by_compacting(session: Session, ledger: Ledger, requests: Sequence[PlanRequest], live: Sequence[Fact]) -> str:
