@@ -10,7 +10,7 @@ from memupdate.facts.render import Example
 from memupdate.ledger.records import Batch, BatchKind
 from memupdate.operations.gates import Gates
 from memupdate.operations.measuring import Measured
-from memupdate.operations.proving import MemoryProof
+from memupdate.operations.proving import MemoryProof, near, smallest
 from memupdate.policies import load_policy
 from memupdate.verification.general_text import TextMeasure
 from memupdate.verification.gone import DeadAnswer
@@ -142,3 +142,10 @@ def test_advice_for_generality_is_wordings_and_for_harm_rank() -> None:
     assert "facts.train_paraphrases" in bounded(min_generality=0.9).advice(shown)
     assert "rank buys harmlessness" in bounded(min_locality=0.9).advice(shown)
     assert "rank buys harmlessness" in bounded(min_generality=0.9, min_locality=0.9).advice(shown)
+
+
+def test_facts_near_the_bound_are_named_on_both_sides_of_it() -> None:
+    facts = [replace(GOOD, fact_id=f"f{p}", min_probability=p) for p in (0.9, 0.519, 0.521, 0.481, 0.3)]
+    assert [(n.fact_id, n.min_probability) for n in near(facts, 0.5)] == [("f0.481", 0.481), ("f0.519", 0.519)]
+    assert smallest(facts) == 0.3
+    assert smallest([]) is None

@@ -10,7 +10,7 @@ from memupdate.facts.model import Fact
 from memupdate.facts.render import Example
 from memupdate.ledger.records import Engine, ProofRecord
 from memupdate.operations.measuring import Measured, measure, prepare
-from memupdate.operations.reports import ProofFailure
+from memupdate.operations.reports import NearThreshold, ProofFailure
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.verification.recall import FactProof
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from memupdate.training.memory import Memory
     from memupdate.verification.gone import DeadAnswer
     from memupdate.verification.inprocess import LocalityResult
+
+
+NEAR = 0.02
+"""Of a probability: what another dtype or batch size may change it by."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,17 @@ def dead_examples(session: Session, dead: Sequence[Fact], live: Sequence[Fact]) 
 def failures_of(proofs: Sequence[FactProof]) -> tuple[ProofFailure, ...]:
     """Those that failed, explained."""
     return tuple(ProofFailure(p.fact_id, p.prompt, p.explain()) for p in proofs if not p.proved)
+
+
+def near(proofs: Sequence[FactProof], threshold: float) -> tuple[NearThreshold, ...]:
+    """Facts that other numerics could bring to the other side of `threshold`, least sure first."""
+    close = sorted((p for p in proofs if abs(p.min_probability - threshold) <= NEAR), key=lambda p: p.min_probability)
+    return tuple(NearThreshold(p.fact_id, p.prompt, p.min_probability) for p in close)
+
+
+def smallest(proofs: Sequence[FactProof]) -> float | None:
+    """The least sure token of all; None without facts."""
+    return min((p.min_probability for p in proofs), default=None)
 
 
 def proof_records(release: str, engine: Engine, proofs: Sequence[FactProof]) -> list[ProofRecord]:

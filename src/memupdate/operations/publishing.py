@@ -16,7 +16,7 @@ from memupdate.operations.aliases import entry_of, previous_of, put_back, revive
 from memupdate.operations.answers import answers_of
 from memupdate.operations.matching import refuse_unreached
 from memupdate.operations.measuring import generated_records, sample_rule
-from memupdate.operations.proving import failures_of, proof_records
+from memupdate.operations.proving import failures_of, near, proof_records, smallest
 from memupdate.operations.replicas import NO_ENGINE_HINT, Replica, confirm, prewarm, refuse_small_engines
 from memupdate.operations.reports import ProofFailure, PublishReport
 from memupdate.operations.session import Session
@@ -93,6 +93,8 @@ def publish(
     return PublishReport(
         alias=alias, release=name, previous=previous, served=bool(replicas), replicas=len(replicas), canary_share=canary_share,
         facts_proved_served=sum(p.proved for p in proof.facts) if proof else None, generated=proof.generated if proof else None,
+        sampled=proof.sampled if proof else "", min_probability=smallest(proof.facts) if proof else None,
+        near_threshold=near(proof.facts, session.policy.proof.min_probability) if proof else (),
         duration_s=time.monotonic() - started, messages=notes,
     )  # fmt: skip
 

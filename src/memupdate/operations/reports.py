@@ -76,6 +76,15 @@ class ProofFailure(Report):
 
 
 @dataclass(frozen=True)
+class NearThreshold(Report):
+    """A fact whose verdict hangs on little."""
+
+    fact_id: str
+    prompt: str
+    min_probability: float
+
+
+@dataclass(frozen=True)
 class PublishReport(Report):
     """Where an alias points now."""
 
@@ -91,6 +100,12 @@ class PublishReport(Report):
     facts_proved_served: int | None = None
     generated: int | None = None
     """Facts that the engine also gave word for word in free greedy generation."""
+    sampled: str = ""
+    """Of how many, and what that says."""
+    min_probability: float | None = None
+    """The smallest over all facts' weakest tokens, on the engine."""
+    near_threshold: tuple[NearThreshold, ...] = ()
+    """Facts whose weakest token is within 0.02 of the policy's bound there."""
     duration_s: float = 0.0
     messages: tuple[str, ...] = ()
 
@@ -129,15 +144,6 @@ class AddReport(Report):
     """Of probes and of the questions nearest to the facts, answered as before where the base model was sure."""
     perplexity_ratio: float | None = None
     """Of general text, over the base model's."""
-
-
-@dataclass(frozen=True)
-class NearThreshold(Report):
-    """A fact whose verdict hangs on little."""
-
-    fact_id: str
-    prompt: str
-    min_probability: float
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,13 @@ from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations.gates import shortfalls
 from memupdate.operations.matching import matcher_of, unreached
 from memupdate.operations.measuring import record_measured
-from memupdate.operations.proving import failures_of, proof_records, prove_memory
+from memupdate.operations.proving import failures_of, near, proof_records, prove_memory, smallest
 from memupdate.operations.publishing import prove_on_engine, release_memory
-from memupdate.operations.reports import NearThreshold, ProofFailure, VerifyReport
+from memupdate.operations.reports import ProofFailure, VerifyReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress
 from memupdate.serving.manifest import MATCHED
 from memupdate.verification.recall import FactProof
-
-NEAR = 0.02
-"""Of a probability: what another dtype or batch size may change it by."""
 
 
 def verify_in_process(session: Session, ledger: Ledger, release: ReleaseRecord, progress: Progress) -> VerifyReport:
@@ -40,10 +37,10 @@ def verify_in_process(session: Session, ledger: Ledger, release: ReleaseRecord, 
     route, matched, missed = _routing(session, release, facts, proof.facts)
     return VerifyReport(
         release=release.name, engine="in-process", facts_total=len(facts), facts_proved=proof.proved,
-        failures=failures_of(proof.facts) + missed, min_probability=_smallest(proof.facts), probes=proof.locality.probes,
+        failures=failures_of(proof.facts) + missed, min_probability=smallest(proof.facts), probes=proof.locality.probes,
         probes_unchanged_share=proof.locality.share, kl_nats=proof.kl_nats, generated=None, duration_s=time.monotonic() - started,
         route=route, facts_proved_matched=matched, sampled=proof.measured.asked_of,
-        near_threshold=_near(proof.facts, session.policy.proof.min_probability),
+        near_threshold=near(proof.facts, session.policy.proof.min_probability),
         measures=tuple(ledger.measure_counts(release.name, "in-process")), text=ledger.text_measure(release.name),
         shortfalls=tuple(shortfalls(session.policy, proof.measured)),
         questions=tuple(ledger.measures(release.name, "in-process")),
@@ -60,9 +57,9 @@ def verify_served(
     route, matched, missed = _routing(session, release, facts, proof.facts)
     return VerifyReport(
         release=release.name, engine=url, facts_total=len(proof.facts), facts_proved=sum(p.proved for p in proof.facts),
-        failures=proof.failures + missed, min_probability=_smallest(proof.facts), probes=0, probes_unchanged_share=None, kl_nats=None,
+        failures=proof.failures + missed, min_probability=smallest(proof.facts), probes=0, probes_unchanged_share=None, kl_nats=None,
         generated=proof.generated, duration_s=time.monotonic() - started, route=route, facts_proved_matched=matched,
-        sampled=proof.sampled, near_threshold=_near(proof.facts, session.policy.proof.min_probability),
+        sampled=proof.sampled, near_threshold=near(proof.facts, session.policy.proof.min_probability),
         measures=tuple(ledger.measure_counts(release.name, "served")),
         questions=tuple(ledger.measures(release.name, "served")),
     )  # fmt: skip
@@ -79,15 +76,3 @@ def _routing(
     ids = {failure.fact_id for failure in missed}
     reached = sum(proof.proved and proof.fact_id not in ids for proof in proofs)
     return route, reached, missed if route == MATCHED else ()
-
-
-def _near(proofs: Sequence[FactProof], threshold: float) -> tuple[NearThreshold, ...]:
-    """Facts that other numerics could bring to the other side of `threshold`, least sure first."""
-    near = [p for p in proofs if abs(p.min_probability - threshold) <= NEAR]
-    return tuple(
-        NearThreshold(p.fact_id, p.prompt, p.min_probability) for p in sorted(near, key=lambda p: p.min_probability)
-    )
-
-
-def _smallest(proofs: Sequence[FactProof]) -> float | None:
-    return min((p.min_probability for p in proofs), default=None)
