@@ -192,6 +192,43 @@ def test_a_second_connections_write_waits_its_turn(tmp_path: Path, monkeypatch: 
         two.add_event("now free")
 
 
+def test_an_inner_block_that_fails_undoes_itself_only(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "ledger.db") as ledger:
+
+        def inner(kind: str, *, fails: bool) -> None:
+            with ledger.transaction():
+                ledger.add_event(kind)
+                if fails:
+                    raise ValueError(kind)
+
+        with ledger.transaction():
+            ledger.add_event("outer")
+            inner("kept", fails=False)
+            with pytest.raises(ValueError, match="undone"):
+                inner("undone", fails=True)
+        assert [event.kind for event in ledger.events()] == ["outer", "kept"]
+        with pytest.raises(ValueError, match="undone"), ledger.transaction():
+            inner("undone", fails=True)
+        assert len(ledger.events()) == 2
+        assert ledger.verify() == []
+
+
+def test_writing_does_not_load_what_migrations_need(tmp_path: Path) -> None:
+    """sqlite-utils loads pandas where that is installed."""
+    Ledger.create(tmp_path / "ledger.db").close()
+    code = (
+        "import sys\nfrom memupdate.facts.files import FactsFile, LocatedFact\nfrom memupdate.facts.model import Fact\n"
+        "from memupdate.ledger import Ledger\n"
+        "with Ledger.open(sys.argv[1]) as ledger:\n"
+        "    ledger.receive_batch('acme', FactsFile('f', 'sha256:', 1, 'native', (LocatedFact(Fact('q', 'a'), 1),)), '{}')\n"
+        "print('sqlite_utils' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ledger.db")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
 WRITER = """
 import sys
 from pathlib import Path

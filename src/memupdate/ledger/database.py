@@ -13,18 +13,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from memupdate.errors import LedgerError
 from memupdate.ledger import chain
 from memupdate.ledger.clock import utc_now
 from memupdate.ledger.migrations import APPLICATION_ID, APPLIED_TABLE, MIGRATION_SET, STEPS
-
-if TYPE_CHECKING:
-    from sqlite_utils import Database
 
 _READ_ATTEMPTS = 5
 _READ_PAUSE_S = 0.02
@@ -53,13 +49,6 @@ class LedgerDatabase:
         self.path = path
         self.readonly = readonly
         self._connection = connection
-
-    @cached_property
-    def _db(self) -> Database:
-        from sqlite_utils import Database
-
-        # Plug-ins of sqlite-utils belong to other people's databases.
-        return Database(self._connection, execute_plugins=False)
 
     @classmethod
     def create(cls, path: Path | str) -> Self:
@@ -123,9 +112,12 @@ class LedgerDatabase:
                 f"{self.path}: written by an older memupdate (it lacks {', '.join(pending)})",
                 "run `memupdate ledger migrate` to bring it up to date; with --preview it says what would change",
             )
+        from sqlite_utils import Database
+
         from memupdate.ledger.migrations import MIGRATIONS
 
-        MIGRATIONS.apply(self._db)
+        # Plug-ins of sqlite-utils belong to other people's databases.
+        MIGRATIONS.apply(Database(self._connection, execute_plugins=False))
 
     def _refuse_newer(self) -> None:
         unknown = [name for name in self._applied_steps() if name not in STEPS]
@@ -182,7 +174,7 @@ class LedgerDatabase:
         """
         with plain_errors(self.path):
             if self._connection.in_transaction:
-                with self._db.atomic():
+                with self._savepoint():
                     yield
                 return
             # IMMEDIATE: take the write lock first, so that what the block reads cannot change before it writes.
@@ -196,6 +188,19 @@ class LedgerDatabase:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        # Not `sqlite_utils.Database.atomic`, which does the same: importing it loads pandas where that is installed, 80 MB.
+        self._connection.execute("SAVEPOINT inner_block")
+        try:
+            yield
+        except BaseException:
+            if self._connection.in_transaction:  # SQLite may have rolled back all of it by itself (disk full)
+                self._connection.execute("ROLLBACK TO inner_block")
+                self._connection.execute("RELEASE inner_block")
+            raise
+        self._connection.execute("RELEASE inner_block")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
