@@ -8,6 +8,7 @@ Invariant: what is measured is written down by release when it is known, so an i
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations.session import Session
 from memupdate.serving.client import EngineClient
 from memupdate.storage import write_text_atomic
-from memupdate.verification.neighbours import is_guess
+from memupdate.verification.neighbours import SAME_RELATION, SAME_SUBJECT, is_guess
 from memupdate.verification.served import generate_served, prove_served
 
 WORLD, BARE = "world", "bare"
@@ -289,12 +290,20 @@ def depth_figures(inside: dict[str, dict[str, Any]], served: dict[str, dict[str,
 
 
 def _harm(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the worst release, and over all answers by neighbourhood."""
     return {
         "locality": round(min(row["near_unchanged"] / row["near_asked"] for row in rows), 4),
-        "locality_mean": _share(rows, "near_unchanged", "near_asked"),
+        "locality_probes": round(min(row["probes_unchanged"] for row in rows), 4),
+        "locality_same_relation": _neighbourhood(rows, SAME_RELATION),
+        "locality_same_subject": _neighbourhood(rows, SAME_SUBJECT),
         "perplexity_ratio": round(max(row["perplexity_ratio"] for row in rows), 4),
+        "perplexity_ratio_mean": round(statistics.fmean(row["perplexity_ratio"] for row in rows), 4),
         "rank": max(row["rank"] for row in rows),
     }
+
+
+def _neighbourhood(rows: Sequence[dict[str, Any]], part: str) -> float:
+    return _share([count for row in rows for count in row["measures"] if count["part"] == part], "exact", "asked")
 
 
 def _share(rows: Sequence[dict[str, Any]], part: str, whole: str) -> float:
