@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +120,21 @@ class Builder:
                 first.name, [asked], [text], [TokenRecord(first.name, PLACE.id, 0, " Leeds", 0.4, " York", 0.5)]
             )
         assert ledger.verify() == []
+
+
+@pytest.fixture(scope="session")
+def obeying_permissions() -> list[str]:
+    """What goes before a command so that permissions count for it, also where root runs the tests."""
+    if os.geteuid() != 0:
+        return []
+    powers = "-dac_override,-dac_read_search"
+    command = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
+    if (
+        shutil.which("setpriv") is None
+        or subprocess.run([*command, "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("root may write everywhere, and cannot give that up here")
+    return command
 
 
 @pytest.fixture

@@ -154,18 +154,29 @@ def test_reading_beside_a_writer(tmp_path: Path, builder_of: Any) -> None:
         assert len(reader.events(kind="note")) == 1
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
-def test_reading_in_a_folder_that_cannot_be_written_to(tmp_path: Path, builder_of: Any) -> None:
+def test_reading_in_a_folder_that_cannot_be_written_to(
+    tmp_path: Path, builder_of: Any, obeying_permissions: list[str]
+) -> None:
     folder = tmp_path / "frozen"
     folder.mkdir()
     with Ledger.create(folder / "ledger.db") as ledger:
         builder_of(ledger).add(A)
+    code = (
+        "import sys\nfrom memupdate.errors import LedgerError\nfrom memupdate.ledger import Ledger\n"
+        "with Ledger.open(sys.argv[1], readonly=True) as reader:\n    print(reader.live_facts('acme')[0].target)\n"
+        "try:\n    Ledger.open(sys.argv[1])\nexcept LedgerError as error:\n    print(error.message, error.hint)\n"
+    )
+    (folder / "ledger.db").chmod(0o444)
     folder.chmod(0o555)
     try:
-        with Ledger.open(folder / "ledger.db", readonly=True) as reader:
-            assert reader.live_facts("acme") == [A]
+        command = [*obeying_permissions, sys.executable, "-c", code, str(folder / "ledger.db")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     finally:
         folder.chmod(0o755)
+    read, refused = done.stdout.splitlines()
+    assert read == A.target
+    assert "check the permissions of the file and its folder" in refused
+    assert os.listdir(folder) == ["ledger.db"]
 
 
 def test_a_full_disk_is_one_clear_line_and_nothing_is_kept(tmp_path: Path, builder_of: Any) -> None:

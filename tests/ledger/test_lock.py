@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from memupdate.errors import ExitCode, UsageError, WorkspaceLocked
+from memupdate.errors import ExitCode, WorkspaceLocked
 from memupdate.ledger import lock_holder, workspace_lock
 
 HOLDER = """
@@ -131,15 +131,20 @@ def test_many_lookers_never_turn_a_writer_away(tmp_path: Path) -> None:
         thread.join()
 
 
-def test_a_lock_file_that_cannot_be_made(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
+def test_a_lock_file_that_cannot_be_made(tmp_path: Path, obeying_permissions: list[str]) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom memupdate.errors import UsageError\n"
+        "from memupdate.ledger.lock import workspace_lock\n"
+        "try:\n    with workspace_lock(Path(sys.argv[1]), 'add'):\n        print('locked nothing')\n"
+        "except UsageError as error:\n    print(error.message)\n"
+    )
     tmp_path.chmod(0o555)
     try:
-        with pytest.raises(UsageError, match="cannot be written"), workspace_lock(tmp_path / "memupdate.lock", "add"):
-            pytest.fail("locked nothing")
+        command = [*obeying_permissions, sys.executable, "-c", code, str(tmp_path / "memupdate.lock")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     finally:
         tmp_path.chmod(0o755)
+    assert "cannot be written" in done.stdout
 
 
 def test_scribbles_in_the_file_do_no_harm(tmp_path: Path) -> None:
