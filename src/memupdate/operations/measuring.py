@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 WORST_FACTS = 20
 """Facts per release whose tokens are kept one by one."""
+SURE = 0.9
+"""Of the base model's answer to a made neighbour, its weakest token: under this it counts as a guess. All 730 facts that the embedded
+model is shipped as knowing are answered more surely; of 74 answers that it invented about subjects it had never met, 4 were."""
 ANCHORS = "held-out anchors"
 _CORPUS_TOKENS = 32_768
 """Of a corpus, from its beginning."""
@@ -157,9 +160,8 @@ def _neighbour_questions(session: Session, near: Sequence[Neighbour], progress: 
     fitting = [n for n in near if rendered(session.renderer, n.asked) is not None]
     examples = baseline_answers(base, session.renderer, [n.asked for n in fitting], _cache(session), progress)
     scores = score_examples(base.model, examples, base.device)
-    threshold = session.policy.proof.min_probability
     return [
-        Question("locality", n.part + ("" if s.min_probability >= threshold else GUESSED), n.fact_id, example)
+        Question("locality", n.part + ("" if s.min_probability >= SURE else GUESSED), n.fact_id, example)
         for n, example, s in zip(fitting, examples, scores, strict=True)
     ]
 
