@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="six facts, 20 flips, 3 pairs; writes serving-quick.json")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given several times")
+    parser.add_argument("--pairs", type=int, help="of the part `cost`, instead of 9 (3 with --quick)")
     parser.add_argument("--work", type=Path, default=Path("build/serving"), help="where releases and parts are kept")
     arguments = parser.parse_args()
     size, name = (QUICK, "serving-quick") if arguments.quick else (FULL, "serving")
+    size = replace(size, pairs=arguments.pairs or size.pairs)
     work: Path = arguments.work.resolve() / name
     work.mkdir(parents=True, exist_ok=True)
     workspace = stage.prepare(work, size.facts)
