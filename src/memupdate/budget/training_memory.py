@@ -122,10 +122,10 @@ def mending(config: Mapping[str, Any], shape: PlacementShape, rank: int, load: T
     if fewer := next((n for n in anchors if n and fits(replace(load, anchors_per_step=n))), None):
         lines.append(f"guard.anchors_per_step = {fewer}")
     if not load.recompute and fits(replace(load, recompute=True)):
-        lines.append('resources.checkpointing = "always", which is a third slower')
+        lines.append('resources.checkpointing = "always", which runs each layer twice')
     if load.dtype == "float32" and fits(replace(load, dtype="bfloat16")):
         lines.append('training.dtype = "bfloat16"')
-    if load.on_gpu and load.quantization == "none":
+    if load.quantization == "none":
         small = [name for name in _QUANTIZED_BYTES if fits(replace(load, quantization=name))]
         lines += [f'resources.quantization = "{name}"' for name in small[:1]]
     one = resolve_placement("mlp-one", config)

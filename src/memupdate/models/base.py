@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from memupdate.errors import ModelError
@@ -26,10 +27,11 @@ class Source:
 
     folder: Path
     dtype: str
+    quantization: str = "none"
 
     def load(self) -> BaseModel:
         """As `load_base`."""
-        return load_base(ModelFolder(self.folder), dtype=self.dtype)
+        return load_base(ModelFolder(self.folder), dtype=self.dtype, quantization=self.quantization)
 
 
 @dataclass
@@ -60,20 +62,47 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def load_base(folder: ModelFolder, *, dtype: str = "auto") -> BaseModel:
+def quantized_options(quantization: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What transformers is told to load the linear layers in 8 or 4 bits; nothing for `none`.
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    if quantization == "none":
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f'resources.quantization = "{quantization}" needs bitsandbytes, which is not installed',
+            'pip install bitsandbytes, or set it to "none" in the policy',
+        )
+    return {"quantization_config": bits_config(quantization, dtype), "device_map": {"": device}}
+
+
+def bits_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """`8bit`: LLM.int8(). `4bit`: NF4 with quantised scales (QLoRA), computed in `dtype`."""
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def load_base(folder: ModelFolder, *, dtype: str = "auto", quantization: str = "none") -> BaseModel:
     """Load weights and tokenizer from a local folder, frozen, onto the best device.
 
     Raises:
-        ModelError: transformers cannot load it, or it does not fit into memory.
+        ModelError: transformers cannot load it, it does not fit into memory, or it cannot be quantised here.
     """
     device = pick_device()
+    options = quantized_options(quantization, pick_dtype(dtype, device), device)
     transformers_logging.disable_progress_bar()  # progress is ours to show
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder.path, dtype=pick_dtype(dtype, device), local_files_only=True, output_loading_info=True
+            folder.path, dtype=pick_dtype(dtype, device), local_files_only=True, output_loading_info=True, **options
         )
-        model.to(device)
+        if not options:  # else it is there already, and may not be moved
+            model.to(device)
     except Exception as error:  # broken files surface as errors of safetensors, torch, the hub client and transformers
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
@@ -85,4 +114,4 @@ def load_base(folder: ModelFolder, *, dtype: str = "auto") -> BaseModel:
             "a file of the weights is missing, or config.json is another model's: download it again",
         )
     model.eval().requires_grad_(False)
-    return BaseModel(model, tokenizer, device, Source(folder.path, dtype))
+    return BaseModel(model, tokenizer, device, Source(folder.path, dtype, quantization))

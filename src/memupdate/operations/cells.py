@@ -26,6 +26,7 @@ from memupdate.facts.synthetic import synthetic_facts
 from memupdate.law.density import Density, fit_density
 from memupdate.law.points import LawPoint
 from memupdate.operations.processes import processes
+from memupdate.operations.room import means_for
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 
@@ -113,10 +114,11 @@ def run_cell(session: Session, cell: Cell, facts: list[Fact], progress: Progress
         empty_memory(session.shape), cell.rank, seed=session.basis_seed("calibration"), scale=policy.memory.scale
     )
     examples, settings = session.training_examples(facts), session.training_settings()
+    means = means_for(session, cell.rank, examples)
     before, epochs, steps, seconds, attempts = 0.0, 0, 0, 0.0, 0
     while True:
         attempts += 1
-        outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, progress)
+        outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, progress, means)
         before = before or outcome.loss_before_nats
         epochs, steps, seconds = epochs + outcome.epochs, steps + outcome.steps, seconds + outcome.duration_s
         memory = outcome.memory

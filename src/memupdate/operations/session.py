@@ -137,6 +137,8 @@ class Session:
         parts: dict[str, Any] = {name: values[name] for name in ("training", "guard")}
         parts |= {section: {name: values[section][name] for name in names} for section, names in _RECIPE_PARTS.items()}
         parts["trainer"] = _TRAINER_VERSION
+        if self.policy.resources.quantization != "none":  # another base model, in effect
+            parts["quantization"] = self.policy.resources.quantization
         return text_sha256(canonical_json(parts))
 
     def count_target_tokens(self, facts: list[Fact]) -> int:
@@ -186,7 +188,7 @@ class Session:
         """The base model's weights, in memory."""
         from memupdate.models.base import load_base
 
-        return load_base(self.folder, dtype=self.policy.training.dtype)
+        return load_base(self.folder, dtype=self.policy.training.dtype, quantization=self.policy.resources.quantization)
 
     def guard(self, progress: Progress) -> Guard:
         """Anchors, sampled from the base model the first time and cached."""
@@ -202,8 +204,10 @@ class Session:
         # A chat model is asked mostly by chat: three anchors in four begin where a user's words begin.
         prefixes = [beginning] if user is None else [beginning, list(user), list(user), list(user)]
         count, tokens, seed = section.anchors + section.holdout, section.anchor_tokens, self.policy.training.seed
-        identity = canonical_json([self.fingerprint, prefixes, count, tokens, seed, self.policy.training.dtype])
-        folder = self.layout.cache / f"anchors-{text_sha256(identity)[7:23]}"
+        identity: list[Any] = [self.fingerprint, prefixes, count, tokens, seed, self.policy.training.dtype]
+        if self.policy.resources.quantization != "none":
+            identity.append(self.policy.resources.quantization)
+        folder = self.layout.cache / f"anchors-{text_sha256(canonical_json(identity))[7:23]}"
         anchors = load_or_sample(folder, self.base, prefixes, count=count, tokens=tokens, seed=seed, progress=progress)
         return Guard(anchors.select(slice(0, section.anchors)), anchors.select(slice(section.anchors, count)))
 

@@ -43,6 +43,7 @@ from memupdate.operations.measuring import corpus_text, record_measured
 from memupdate.operations.planning import make_plan
 from memupdate.operations.proving import MemoryProof, failures_of, look_at_dead, proof_records, prove_memory
 from memupdate.operations.reports import AddReport
+from memupdate.operations.room import means_for
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.storage import canonical_json, file_sha256, new_dir_atomic, write_text_atomic
@@ -186,7 +187,10 @@ class BatchRun:
         memory, examples = grow(parent, self.plan.rank, seed=seed, scale=scale), self.training_examples(facts)
         while True:
             self.attempts += 1
-            outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, self.progress)
+            means = means_for(self.placed, memory.rank, examples)
+            outcome = write_facts(
+                session.base, memory, examples, settings, guard.train, guard.holdout, self.progress, means
+            )
             self.epochs, self.steps = self.epochs + outcome.epochs, self.steps + outcome.steps
             self.training_s += outcome.duration_s
             if outcome.stepped_back:

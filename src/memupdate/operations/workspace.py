@@ -49,6 +49,7 @@ from memupdate.operations.reports import (
     StatusReport,
     VerifyReport,
 )
+from memupdate.operations.room import means_for, room_line
 from memupdate.operations.session import Session
 from memupdate.operations.unfinished import kept, unfinished_messages
 from memupdate.operations.updating import BatchRun
@@ -249,11 +250,13 @@ class Workspace(LedgerQuestions):
             plan = None if diff.is_empty else planning.make_plan(laws, ledger, name, diff, live_before=live)
             advice = compacting.advice(self.session, ledger, name, plan)
             rows = tuple(staged.told())
+            facts_of_plan = [*live, *diff.new, *(new for new, _ in diff.superseding)]
+            room = () if plan is None else (room_line(self.session, plan, facts_of_plan),)
             return PlanReport(
                 file=str(facts), collection=name, plan=plan, new=tuple(f.prompt for f in diff.new),
                 superseding=tuple((new.prompt, old.target, new.target) for new, old in diff.superseding),
                 unchanged=len(diff.unchanged), counts=staged.counts, rows=rows, skipped=telling.skipped_lines(staged),
-                messages=telling.told_messages(staged) + (() if advice is None else (advice,)),
+                messages=telling.told_messages(staged) + room + (() if advice is None else (advice,)),
             )  # fmt: skip
 
     def add(
@@ -299,9 +302,15 @@ class Workspace(LedgerQuestions):
 
     def _refuse_plan(self, ledger: Ledger, name: str, diff: FactsDiff, progress: Progress) -> None:
         if not diff.is_empty:
-            self.session.renderer.render_all([*diff.new, *(new for new, _ in diff.superseding)])
+            incoming, live = [*diff.new, *(new for new, _ in diff.superseding)], ledger.live_facts(name)
+            self.session.renderer.render_all(incoming)
             laws = calibrating.ensure_laws(self.session, ledger, name, progress)
-            planning.make_plan(laws, ledger, name, diff, live_before=ledger.live_facts(name), measure=True)
+            plan = planning.make_plan(laws, ledger, name, diff, live_before=live, measure=True)
+            means_for(
+                self.session.with_placement(plan.placement),
+                plan.rank,
+                self.session.training_examples([*live, *incoming]),
+            )
 
     def plan_compaction(
         self, *, collection: str | None = None, progress: Progress = no_progress

@@ -235,6 +235,21 @@ class RetractionSection(_Section):
     """A text, or `base`: what the base model itself answers."""
 
 
+class ResourcesSection(_Section):
+    """How training uses the machine. Nothing here but `quantization` changes what is learned."""
+
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Of the base model while it is trained on, through bitsandbytes; the memory itself stays float32."""
+    checkpointing: Literal["auto", "always", "never"] = "auto"
+    """Gradient checkpointing: activations are computed twice rather than kept. `auto`: where they would not fit."""
+    cache_memory_mib: int = Field(default=512, ge=0, le=10_000_000)
+    """Host memory for what the layers below the lowest adapted one give, MiB."""
+    cache_file_mib: int = Field(default=0, ge=0, le=10_000_000)
+    """Beyond that, in a temporary file in the workspace, MiB."""
+    memory_share: Share = 0.95
+    """Training that is estimated to need more than this share of the free memory is refused; 0: never."""
+
+
 class ServingSection(_Section):
     """The engine that `memupdate serve` starts."""
 
@@ -331,6 +346,7 @@ class Policy(_Section):
     proof: ProofSection = ProofSection()
     compaction: CompactionSection = CompactionSection()
     retraction: RetractionSection = RetractionSection()
+    resources: ResourcesSection = ResourcesSection()
     serving: ServingSection = ServingSection()
     access: AccessSection = AccessSection()
 

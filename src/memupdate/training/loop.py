@@ -79,7 +79,7 @@ class Means:
     cache: CacheBounds = field(default_factory=CacheBounds)
     """Of what the layers below the lowest adapted matrix give."""
     recompute: bool = False
-    """Gradient checkpointing: a third slower, and activations of one layer at a time."""
+    """Gradient checkpointing: activations of one layer at a time, each layer run twice."""
 
 
 @dataclass(frozen=True)
