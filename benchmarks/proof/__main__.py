@@ -69,6 +69,8 @@ def study(
 
 
 GOALS = {
+    "facts": "≥ 2000",
+    "releases": "20",
     "proved_not_generated": "0",
     "generality": "≥ 0.9",
     "locality": "≥ 0.98",
