@@ -75,8 +75,8 @@ def two_replicas(workspace: Workspace, asked: list[Question], flips: int) -> dic
             while len(done) <= flips or not recovered or time.monotonic() < recovered + 20:
                 if victim is None and len(done) > flips // 2:
                     victim = running_engines(record)[0]
-                    os.kill(victim.pid, signal.SIGKILL)
                     killed = time.monotonic()
+                    os.kill(victim.pid, signal.SIGKILL)
                     say(f"killed {victim.url} after {len(done) - 1} flips")
                 lost += not _try_flip(workspace, done)
                 if victim is not None and not recovered and _is_back(workspace, victim):
