@@ -39,13 +39,16 @@ def set_policy(policy: Path, values: dict[str, str]) -> None:
     policy.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def add_points_of_the_shipped_law(workspace: Workspace) -> None:
-    """A policy of its own has no calibration; give it the shipped points, so that a test need not measure for minutes."""
+def add_points_of_the_shipped_law(workspace: Workspace, first: int | None = None) -> None:
+    """A policy of its own has no calibration; give it the shipped points, so that a test need not measure for minutes.
+
+    The `first` so many are fitted sooner, where a test does not depend on how good the law is.
+    """
     from memupdate.law.points import points_from_json
     from memupdate.operations import calibrating
 
     session = workspace.session
     points = points_from_json((resource_dir("atlas") / "calibration.json").read_text(encoding="utf-8"))
     with workspace.writer("test") as ledger:
-        ledger.add_law_points([replace(point, recipe=session.recipe) for point in points])
+        ledger.add_law_points([replace(point, recipe=session.recipe) for point in points[:first]])
         calibrating.refit(session, ledger)

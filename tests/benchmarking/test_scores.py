@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from memupdate.benchmarking.report import BenchBatch, BenchReport, Fluency
 from memupdate.benchmarking.scores import Outcome, measure_rows, score
 from memupdate.benchmarking.table import HEADER, batch_cells, measure_cells, verdicts
 from memupdate.facts.model import Fact, Probe
+from memupdate.facts.reader import read_facts
 from memupdate.facts.render import Example, Renderer
 
 WORDS = st.lists(st.sampled_from(["the", "mayor", "of", "Fenburg", "is", "."]), max_size=40)
@@ -44,7 +46,7 @@ def test_a_text_that_repeats_itself_has_less_entropy() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), OUTCOMES), min_size=1, max_size=12))
 def test_a_stricter_column_never_shows_more(found: list[tuple[str, Outcome]]) -> None:
-    result = score([question(fact) for fact, _ in found], [outcome for _, outcome in found])
+    result = score([(question(fact), outcome) for fact, outcome in found])
     assert 0 <= result.generated_exact_share <= result.generated_normalised_share
     assert result.generated_normalised_share <= result.generated_contained_share <= 1
     assert result.forced_answer_share <= result.forced_tokens_share
@@ -52,11 +54,12 @@ def test_a_stricter_column_never_shows_more(found: list[tuple[str, Outcome]]) ->
 
 def test_means_are_over_edits_not_over_questions() -> None:
     right, wrong = Outcome(1.0, "exact", True, "x"), Outcome(0.5, "other", False, "y")
-    questions = [question("a"), question("a"), question("a"), question("b")]
-    result = score(questions, [right, right, right, wrong])
+    edits = [question("a"), question("a"), question("a"), question("b")]
+    result = score(list(zip(edits, [right, right, right, wrong], strict=True)))
     assert result.generated_exact_share == 0.5
     assert result.forced_tokens_share == 0.75
-    rows = measure_rows(KINDS, [*questions, question("a", "specificity")], [wrong] * 5, [right] * 5)
+    near = question("a", "specificity")
+    rows = measure_rows(KINDS, [(edit, wrong) for edit in edits], [(one, right) for one in (*edits, near)])
     assert [(row.measure, row.questions, row.edits) for row in rows] == [("efficacy", 4, 2), ("specificity", 1, 1)]
     assert rows[0].before is not None
     assert rows[0].before.generated_exact_share == 0
@@ -81,7 +84,8 @@ def test_every_kind_of_question_is_asked_but_for_what_an_edit_changes(atlas_rend
 
 def test_the_table_has_a_cell_for_every_column_and_markdown_holds_hostile_names() -> None:
     outcome = Outcome(1.0, "exact", True, "x")
-    rows = measure_rows(KINDS, [question("a"), question("a", "specificity")], [outcome] * 2, [outcome] * 2)
+    edit, near = (question("a"), outcome), (question("a", "specificity"), outcome)
+    rows = measure_rows(KINDS, [edit], [edit, near])
     batches = (
         BenchBatch(1, "bench@v1", 4, 1, 1, 0.99, 0.01, (), 3.0),
         BenchBatch(2, None, 0, 0, 0, None, None, ("too much | harm",), 1.0),
@@ -103,3 +107,27 @@ def test_the_table_has_a_cell_for_every_column_and_markdown_holds_hostile_names(
     tables = [line for line in markdown_report(report).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} == {len(HEADER) + 1}
     assert "a|b" not in markdown_report(report)
+
+
+SAMPLES = {
+    "counterfact-flat": {"efficacy", "generalization", "specificity"},
+    "dyknow": {"efficacy", "generalization"},
+    "hallueditbench": {"efficacy", "generalization", "specificity", "portability"},
+    "knowedit": {"efficacy", "generalization", "specificity", "portability"},
+    "zsre": {"efficacy", "generalization", "specificity"},
+}
+"""Formats and what their files ask."""
+
+
+@pytest.mark.parametrize("format", SAMPLES)
+def test_every_fact_of_a_published_file_becomes_questions(
+    format: str, repo_root: Path, atlas_renderer: Renderer
+) -> None:
+    folder = repo_root / ("examples" if format == "knowedit" else "tests/data/facts")
+    (file,) = folder.glob(f"{format}.*")
+    source = read_facts(file, skip_invalid=True)
+    facts = [located.fact for located in source.facts]
+    found = bench_questions(atlas_renderer, facts, lambda fact: fact.paraphrases)
+    assert source.format == format
+    assert {q.kind for q in found} == SAMPLES[format]
+    assert [q.fact_id for q in found if q.kind == "efficacy"] == [fact.id for fact in facts]

@@ -14,9 +14,8 @@ from memupdate.policies import load_batch_values, load_policy, parse_resolved_po
 from memupdate.resources import resource_dir
 from support import Row, add_points_of_the_shipped_law, news, set_policy, write_facts_file
 
-FEW = 5
-PROBES = 120
-SMALL_GUARD = {"guard__anchors": "128", "guard__holdout": "16"}
+FEW = 4
+SMALL_GUARD = {"guard__anchors": "64", "guard__holdout": "16"}
 """A policy's own anchors are sampled for minutes; how many there are changes how well harm is measured, not the way a batch takes."""
 
 
@@ -29,14 +28,14 @@ def workspace_under(policy: str, tmp_path: Path, cache: Path) -> Workspace:
     root = tmp_path / "ws"
     known = (resource_dir("atlas") / "known.jsonl").read_text(encoding="utf-8").splitlines()
     # Asked as clients do, whatever the facts' own form: a model without an answer by plain text would go on with anything.
-    probes = [json.loads(line) | {"rendering": "chat"} for line in known[:: len(known) // PROBES]]
+    probes = [json.loads(line) | {"rendering": "chat"} for line in known]
     given = write_facts_file(tmp_path / "probes.jsonl", probes)
     Workspace.init(root, model="atlas", policy=policy, collection="acme", probes=given)
     set_policy(root / "policy.toml", SMALL_GUARD)
     shutil.rmtree(root / "cache", ignore_errors=True)
     (root / "cache").symlink_to(cache)
     workspace = Workspace(root)
-    add_points_of_the_shipped_law(workspace)
+    add_points_of_the_shipped_law(workspace, first=12)
     return workspace
 
 
@@ -55,7 +54,7 @@ def test_a_handful_of_facts_is_released_under_it(name: str, tmp_path: Path, cach
     assert report.facts_proved == report.facts_total == FEW
     assert report.rank is not None
     assert policy.memory.min_rank <= report.rank <= policy.memory.max_rank
-    assert report.probes >= PROBES
+    assert report.probes > 700
     assert report.probes_unchanged_share is not None
     assert report.probes_unchanged_share >= policy.proof.min_probes_unchanged
     assert report.kl_nats is not None

@@ -7,7 +7,7 @@ what it said itself. A share of tokens under teacher forcing is what most papers
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memupdate.benchmarking.questions import BenchQuestion, Kind
@@ -63,10 +63,13 @@ class MeasureRow:
     after: Score
 
 
-def score(questions: Sequence[BenchQuestion], outcomes: Sequence[Outcome]) -> Score:
-    """Means of `outcomes`, one for each of `questions`, which must not be empty."""
+Answered = tuple[BenchQuestion, Outcome]
+
+
+def score(answered: Sequence[Answered]) -> Score:
+    """Means over the edits of `answered`, which must not be empty."""
     by_edit: dict[str, list[Outcome]] = defaultdict(list)
-    for question, outcome in zip(questions, outcomes, strict=True):
+    for question, outcome in answered:
         by_edit[question.fact_id].append(outcome)
     edits = list(by_edit.values())
     return Score(
@@ -79,18 +82,21 @@ def score(questions: Sequence[BenchQuestion], outcomes: Sequence[Outcome]) -> Sc
 
 
 def measure_rows(
-    kinds: Sequence[Kind], questions: Sequence[BenchQuestion], before: Sequence[Outcome], after: Sequence[Outcome]
+    kinds: Sequence[Kind], before: Iterable[Answered], after: Iterable[Answered]
 ) -> tuple[MeasureRow, ...]:
-    """One row for each of `kinds` that has questions."""
-    rows = []
-    for kind in kinds:
-        chosen = [i for i, question in enumerate(questions) if question.kind == kind]
-        if chosen:
-            own = [questions[i] for i in chosen]
-            own_before = None if kind == "specificity" else score(own, [before[i] for i in chosen])
-            own_after = score(own, [after[i] for i in chosen])
-            rows.append(MeasureRow(kind, len(own), len({q.fact_id for q in own}), own_before, own_after))
-    return tuple(rows)
+    """One row for each of `kinds` that has questions; what was not asked before the edits has no score before."""
+    by_kind = [defaultdict[Kind, list[Answered]](list) for _ in range(2)]
+    for found, answered in zip(by_kind, (before, after), strict=True):
+        for question, outcome in answered:
+            found[question.kind].append((question, outcome))
+    earlier, later = by_kind
+    return tuple(
+        MeasureRow(
+            kind, len(later[kind]), len({question.fact_id for question, _ in later[kind]}),
+            score(earlier[kind]) if earlier[kind] else None, score(later[kind]),
+        )
+        for kind in kinds if later[kind]
+    )  # fmt: skip
 
 
 def _generated(edits: Sequence[Sequence[Outcome]], judged: str) -> float:

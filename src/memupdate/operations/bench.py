@@ -108,9 +108,13 @@ class _Bench:
         asked = bench_questions(self.session.renderer, self.facts, self.held_out)
         questions = with_own_answers(base, asked, self.progress)
         texts = min(_FLUENCY_TEXTS, len(self.facts))
-        before, fluent_before = self.look(base.model, questions, texts)
+        changing = [
+            question for question in questions if question.kind != "specificity"
+        ]  # of the others this is the yardstick
+        before, fluent_before = self.look(base.model, changing, texts)
         batches = self.write()
         after, fluent_after = self.look_with(self.last_memory(), questions, texts)
+        rows = measure_rows(KINDS, zip(changing, before, strict=True), zip(questions, after, strict=True))
         proved = [i for i, q in enumerate(questions) if q.kind == "efficacy" and after[i].proved]
         broken = [i for i in proved if after[i].judged != "exact"]
         source, wish = self.source, self.wish
@@ -119,7 +123,7 @@ class _Bench:
             file=source.path, format=source.format, sha256=source.sha256, model=self.session.config.model,
             policy=self.session.policy.name, edits=len(self.facts), left_out=len(left_out),
             edits_per_batch=wish.edits_per_batch, augmented=wish.augment, batches=tuple(batches),
-            measures=measure_rows(KINDS, questions, before, after),
+            measures=rows,
             fluency=Fluency(texts, FLUENCY_TOKENS, fluent_before, fluent_after), edits_proved=len(proved),
             proved_not_generated=len(broken), workspace=str(wish.keep) if wish.keep else None,
             duration_s=time.monotonic() - self.started, messages=tuple(self.messages(questions, after, broken, batches)),
