@@ -189,7 +189,7 @@ def _steady_memory(pid: int) -> float:
     """Median of some readings: what is in flight comes and goes."""
     readings = []
     for _ in range(5):
-        readings.append(memory_mb([pid]))
+        readings.append(memory_mb(pid))
         time.sleep(0.2)
     return round(statistics.median(readings), 1)
 

@@ -143,19 +143,27 @@ def fill_cache(engine: Engine) -> None:
             client.post("/v1/completions", json=body).raise_for_status()
 
 
-def memory_mb(pids: list[int]) -> float:
-    """Resident memory of all processes of these sessions together, MB; pages that they share count once for each."""
-    total = 0
+def memory_mb(session: int) -> float:
+    """Resident memory of all processes of a session together, MB; pages that they share count once for each."""
+    return sum(resident for resident, _ in _processes(session)) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def processor_s(session: int) -> float:
+    """Processor time that the living processes of a session have used so far, seconds."""
+    return sum(ticks for _, ticks in _processes(session)) / os.sysconf("SC_CLK_TCK")
+
+
+def _processes(session: int) -> Iterator[tuple[int, int]]:
+    """(resident pages, clock ticks of processor time) of each."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) in pids:
-                total += int((entry / "statm").read_text().split()[1])
+            if int(fields[3]) == session:
+                yield int((entry / "statm").read_text().split()[1]), int(fields[11]) + int(fields[12])
         except OSError:
             continue
-    return total * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def say(line: str) -> None:
