@@ -196,7 +196,8 @@ def test_lower_layers_run_once_for_each_sequence(lower: LowerLayers) -> None:
 def test_what_memory_does_not_hold_is_in_a_file(lower: LowerLayers, tmp_path: Path, memory_bytes: int) -> None:
     """46 tokens a set; each set is one block."""
     first, second = asked(0), asked(1)
-    exact = [lower.states(one.rows) for one in (first, second)]  # nothing is kept yet
+    lower.bounds = CacheBounds(memory_bytes=0)
+    exact = [lower.states(one.rows) for one in (first, second)]
     lower.bounds = CacheBounds(memory_bytes, file_bytes=2 * 46 * 32 * 4, folder=tmp_path)
     lower.computed_tokens = 0
     lower.prepare(first.rows.ids)
@@ -210,12 +211,32 @@ def test_what_memory_does_not_hold_is_in_a_file(lower: LowerLayers, tmp_path: Pa
 
 def test_what_fits_nowhere_is_computed_each_time(lower: LowerLayers) -> None:
     one = asked()
-    expected = lower.states(one.rows)
     lower.bounds = CacheBounds(memory_bytes=100)
+    expected = lower.states(one.rows)
     lower.prepare(one.rows.ids)
     assert lower.kept_bytes == 0
     assert torch.equal(lower.states(one.rows), expected)
     assert torch.equal(lower.states(one.rows), expected)
+
+
+def test_what_was_not_prepared_is_kept_when_it_is_first_asked_for(lower: LowerLayers) -> None:
+    one = asked()
+    first = lower.states(one.rows)
+    assert torch.equal(lower.states(one.rows), first)
+    assert lower.computed_tokens == one.rows.tokens
+    assert lower.kept_bytes == 46 * 32 * 4
+
+
+def test_what_was_first_seen_without_gradient_can_be_trained_on(model: BaseModel) -> None:
+    peft_model, adapted = with_memory(model, "mlp-one")
+    try:
+        model.lower_layers.clear()
+        passes, one = make_passes(model, peft_model, adapted, CacheBounds()), asked(7)
+        with torch.inference_mode():
+            passes.logits(one)
+        assert all(g.any() for g in gradients(peft_model, passes.logits(one)))
+    finally:
+        model.model = detach(peft_model)
 
 
 def test_what_an_earlier_run_kept_makes_room(lower: LowerLayers) -> None:

@@ -25,7 +25,7 @@ from memupdate.training.losses import make_objective
 from memupdate.training.lower_layers import CacheBounds
 from memupdate.training.members import together
 from memupdate.training.memory import Memory, attach, detach, read_memory
-from memupdate.training.passes import Passes, ask_all, ask_targets, make_passes
+from memupdate.training.passes import Passes, ask_targets, make_passes
 from memupdate.training.safety import Diverged, SafetyNet, loss_limit
 from memupdate.training.team import Team
 from memupdate.training.tokens import target_tokens
@@ -182,8 +182,7 @@ class _Run:
 
     def run(self) -> TrainingOutcome:
         started = time.monotonic()
-        anchors = [ask_all(a.ids) for a in (self.anchors if self.guard_weight else None, self.holdout) if a is not None]
-        self.passes.prepare([ask_targets(self.examples), *anchors])
+        self.passes.prepare([ask_targets(self.examples)])  # anchors are many, and a short run sees few of them
         scores = self.check()
         before = mean_loss_nats(scores)
         active, stored = self.under_goal(scores), False

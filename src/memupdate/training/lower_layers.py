@@ -72,33 +72,40 @@ class LowerLayers:
             self._memory_bytes = self._file_bytes = 0
             missing = wanted
         for rows in _batches(missing):
-            hidden = self._compute(rows)
-            block = self._keep(hidden.to("cpu"))
-            if block is None:
+            if not self._remember(rows, self._compute(rows)):
                 return
-            start = 0
-            for ids in rows.ids:
-                self._places[ids] = _Place(block, start)
-                start += len(ids)
 
     def states(self, rows: Rows) -> Tensor:
-        """(N, D) at the cut, on the model's device, without gradient."""
+        """(N, D) at the cut, on the model's device, without gradient; kept from now on where there is room."""
         if self.cut.is_bottom:
             with torch.no_grad():
                 return self.decoder.embeddings(rows)
         places = [self._places.get(ids) for ids in rows.ids]
         if any(place is None for place in places):
-            return self._compute(rows)
+            hidden = self._compute(rows)
+            self._remember(rows, hidden)
+            return hidden
         found = [
             p.block[p.start : p.start + len(ids)] for p, ids in zip(places, rows.ids, strict=True) if p is not None
         ]
         return torch.cat(found).to(self.decoder.device, non_blocking=True)
 
-    # Not inference mode: what it makes may not be saved for a backward pass.
-    @torch.no_grad()
     def _compute(self, rows: Rows) -> Tensor:
         self.computed_tokens += rows.tokens
-        return self.decoder.run(self.decoder.embeddings(rows), rows, start=Cut(0), stop=self.cut)
+        # Whoever asks: what inference mode makes may not be saved for a backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            return self.decoder.run(self.decoder.embeddings(rows), rows, start=Cut(0), stop=self.cut)
+
+    def _remember(self, rows: Rows, hidden: Tensor) -> bool:
+        """Keep (N, D) at the cut. False where there is no room."""
+        block = self._keep(hidden.to("cpu"))
+        if block is None:
+            return False
+        start = 0
+        for ids in rows.ids:
+            self._places[ids] = _Place(block, start)
+            start += len(ids)
+        return True
 
     def _bytes(self, tokens: int) -> int:
         weight = self.decoder.embed.weight
