@@ -134,7 +134,9 @@ FITS_AT = {kl: at_harm(WHOLE_FIT, points(), kl) for kl in (0.006, 0.01, 0.03, 0.
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from([8, 16, 64, 512]), st.floats(0.05, 0.95), st.sampled_from([0.006, 0.03, None]), st.floats(0.5, 9))
+@given(
+    st.sampled_from([8, 16, 64, 512]), st.floats(0.05, 0.95), st.sampled_from([0.006, 0.03, None]), st.floats(0.5, 9)
+)
 def test_free_capacity_for_every_fact_is_the_exact_inverse(rank, level, kl, nats):
     fit, limits, base_loss = FITS_AT[kl], Limits(rank, rank, 0.99, kl, all_proved=level), BaseLoss(nats, 0.1)
     room = free_capacity(fit, PLACEMENT, rank, limits, base_loss=base_loss)
