@@ -67,7 +67,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the same study of a few facts")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="only these; the others' cells are read"
+        "--parts", nargs="*", choices=PARTS, default=PARTS, help="only these; none: only sum up what is measured"
     )
     parser.add_argument("--sizes", nargs="+", type=int, help="of the part writing, only these numbers of facts")
     parser.add_argument("--nice", type=int, default=10, help="0 where the core is yours")
