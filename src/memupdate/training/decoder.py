@@ -71,8 +71,9 @@ class Rows:
         """(N,) int64: the place of each token in a padded grid of B · W; None where nothing is padded."""
         if self.tokens == len(self.ids) * self.width:
             return None
-        lengths = torch.tensor([len(row) for row in self.ids])
-        return (torch.arange(self.width) < lengths[:, None]).flatten().nonzero()[:, 0]
+        with torch.inference_mode(False):  # kept with the rows, which may be trained on after they were scored
+            lengths = torch.tensor([len(row) for row in self.ids])
+            return (torch.arange(self.width) < lengths[:, None]).flatten().nonzero()[:, 0]
 
     def flat(self) -> Tensor:
         """(N,) int64: all token ids."""

@@ -91,6 +91,9 @@ class LowerLayers:
         return torch.cat(found).to(self.decoder.device, non_blocking=True)
 
     def _compute(self, rows: Rows) -> Tensor:
+        """(N, D) at the cut. On a CPU each sequence by itself: its last bits must not tell which run asked for it, in what company."""
+        if self.decoder.device.type == "cpu" and len(rows.ids) > 1:
+            return torch.cat([self._compute(Rows((ids,))) for ids in rows.ids])
         self.computed_tokens += rows.tokens
         # Whoever asks: what inference mode makes may not be saved for a backward pass.
         with torch.inference_mode(False), torch.no_grad():
