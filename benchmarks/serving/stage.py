@@ -145,25 +145,25 @@ def fill_cache(engine: Engine) -> None:
 
 def memory_mb(session: int) -> float:
     """Resident memory of all processes of a session together, MB; pages that they share count once for each."""
-    return sum(resident for resident, _ in _processes(session)) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def processor_s(session: int) -> float:
-    """Processor time that the living processes of a session have used so far, seconds."""
-    return sum(ticks for _, ticks in _processes(session)) / os.sysconf("SC_CLK_TCK")
-
-
-def _processes(session: int) -> Iterator[tuple[int, int]]:
-    """(resident pages, clock ticks of processor time) of each."""
+    total = 0
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                yield int((entry / "statm").read_text().split()[1]), int(fields[11]) + int(fields[12])
+            if int(_fields(entry)[3]) == session:
+                total += int((entry / "statm").read_text().split()[1])
         except OSError:
             continue
+    return total * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def processor_s(pid: int) -> float:
+    """Processor time that all threads of a process have used so far, seconds."""
+    return sum(map(int, _fields(Path("/proc", str(pid)))[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def _fields(process: Path) -> list[str]:
+    return (process / "stat").read_text().rpartition(")")[2].split()
 
 
 def say(line: str) -> None:
