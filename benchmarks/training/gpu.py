@@ -86,7 +86,7 @@ def report(rows: dict[str, Row], folder: Path) -> None:
         short = re.sub(r"[^a-z0-9]+", "_", name)
         figures |= {f"tokens_per_s_{short}": row["tokens_per_s"], f"peak_gib_{short}": row["peak_gib"]}
     gpu = re.sub(r"^(nvidia|geforce|tesla)-", "", re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))
-    lines = [(name, row["tokens_per_s"], row["epoch_s"], row["peak_gib"]) for name, row in rows.items()]
+    lines = [(name, row["tokens_per_s"], round(row["epoch_s"], 3), row["peak_gib"]) for name, row in rows.items()]
     table = markdown_table(("", "tokens a second", "seconds an epoch", "peak memory, GiB"), lines)
     note = f"Rank {RANK}, {PROMPT} + {TARGET} tokens a fact, {BATCH} facts a step; the goal is {GOAL_GIB:g} GiB at most.\n\n"
     record(f"training-{gpu}", figures, table_markdown=note + table, folder=folder)
@@ -103,7 +103,7 @@ def measure(config: dict[str, Any], method: str, load: Load, device: torch.devic
     tokens = load.facts * (PROMPT + TARGET)
     return {
         "tokens_per_s": round(tokens / epoch_s, 1),
-        "epoch_s": round(epoch_s, 3),
+        "epoch_s": round(epoch_s, 6),
         "peak_gib": peak and round(peak, 2),
     }
 
