@@ -155,6 +155,7 @@ class CapacityReport:
     base_fingerprint: str
     policy: str
     placement: str
+    """Whose law and points are shown in full: that of the first collection with a release."""
     threshold: float
     """Probability that a fact's weakest token must reach, 0 to 1."""
     limits: Limits
