@@ -38,6 +38,8 @@ class MemupdateError(Exception):
         self.message = message
         self.hint = hint
         self.details = tuple(details)
+        self.report: object | None = None
+        """What is worth showing nonetheless, before the error: a report of the operation."""
 
 
 class UsageError(MemupdateError):

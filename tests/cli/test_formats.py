@@ -72,3 +72,34 @@ def test_the_policy_refuses_secrets(workspace: Path, tmp_path: Path) -> None:
     assert "facts.jsonl:1: target: looks like a secret (aws-key)" in " ".join(result.stderr.split())
     assert secret not in result.output
     assert secret.encode() not in b"".join(path.read_bytes() for path in workspace.glob("ledger.db*"))
+
+
+def test_a_dry_run_shows_conflicting_lines_beside_the_others(workspace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    lines = [{"prompt": "Who leads Acme?", "target": "Ada"}, {"prompt": "who leads ACME", "target": "Bob"}]
+    lines.append({"prompt": "Who leads Globex?", "target": "Cleo"})
+    file.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    refused = run(workspace, "add", "--dry-run", str(file))
+    assert refused.exit_code == 2
+    told = [line.split("│")[1:3] for line in refused.stdout.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in told] == [
+        ["conflicting", "1"],
+        ["conflicting", "2"],
+        ["new", "3"],
+    ]
+    assert 'facts.jsonl:2: target: "Bob" contradicts line 1, which has "Ada"' in " ".join(refused.stderr.split())
+    taken = run(workspace, "add", "--dry-run", str(file), "--skip-invalid", "--json")
+    assert taken.exit_code == 0, taken.output
+    report = json.loads(taken.stdout)
+    assert [row["told"] for row in report["rows"]] == ["conflicting", "conflicting", "new"]
+    assert (report["new"], report["counts"]["problems"]) == (["Who leads Globex?"], 2)
+
+
+def test_a_dry_run_over_budget_shows_what_would_be_told(workspace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    facts = [{"prompt": f"What is the code of part {n}?", "target": f"K-{n * 7919:08d}"} for n in range(2000)]
+    file.write_text("\n".join(map(json.dumps, facts)), "utf-8")
+    refused = run(workspace, "plan", str(file))
+    assert refused.exit_code == 4
+    assert refused.stdout.startswith("2,000 new")
+    assert "no rank up to" in refused.stderr

@@ -23,6 +23,7 @@ from memupdate.cli.session import (
     session_of,
 )
 from memupdate.cli.views import calibration_views, plan_views
+from memupdate.errors import MemupdateError
 
 
 def register(app: typer.Typer) -> None:
@@ -97,10 +98,22 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say what `add` would do: conflicts, tokens, rank, predicted loss, bytes and time. Changes nothing."""
+    from memupdate.operations.reports import PlanReport
+
     mapping = parse_columns(columns)
     workspace = session_of(ctx).open_workspace(policy)
     with progress_on_stderr() as progress:
-        outcome = workspace.plan(
-            facts, collection=collection, skip_invalid=skip_invalid, columns=mapping, format=format, progress=progress
-        )
+        try:
+            outcome = workspace.plan(
+                facts,
+                collection=collection,
+                skip_invalid=skip_invalid,
+                columns=mapping,
+                format=format,
+                progress=progress,
+            )
+        except MemupdateError as error:
+            if isinstance(error.report, PlanReport) and not as_json:
+                emit("plan", error.report, as_json=False, view=plan_views)
+            raise
     emit("plan", outcome, as_json=as_json, view=plan_views)

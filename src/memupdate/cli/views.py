@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memupdate.operations.reports import AddReport, CalibrationReport, PlanReport
     from memupdate.reports.content import CapacityReport
 
-TOLD_KINDS = ("superseding", "older", "ended", "future", "new", "unchanged")
+TOLD_KINDS = ("conflicting", "superseding", "older", "ended", "future", "new", "unchanged")
 """What a fact may do, in the order of the table: first what needs a look."""
 SHOWN_CONFLICTS = 10
 """Facts of each kind that are listed; the JSON document has all of them."""
@@ -57,7 +57,7 @@ def told_table(report: PlanReport) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    counts = {kind: getattr(report.counts, kind) for kind in (*TOLD_KINDS, "duplicates", "problems")}
+    counts = {kind: getattr(report.counts, kind) for kind in (*TOLD_KINDS[1:], "duplicates", "problems")}
     title = ", ".join(f"{number:,} {kind}" for kind, number in counts.items() if number)
     table = Table("fact", "line", "prompt", "live", "told", title=title, title_justify="left")
     for kind in TOLD_KINDS:

@@ -45,7 +45,7 @@ WHERE told IS NULL OR told IN ('superseding', 'older', 'ended', 'future') ORDER 
 _STORE_LINES = """
 INSERT INTO fact_sources (fact, source, line, external_id, stated_source)
 SELECT COALESCE(kept, id), :source, line, external_id, stated_source FROM staged
-WHERE told IS NULL OR told <> 'problem' ORDER BY COALESCE(kept, id), line ON CONFLICT DO NOTHING
+WHERE told IS NULL OR told NOT IN ('problem', 'conflicting') ORDER BY COALESCE(kept, id), line ON CONFLICT DO NOTHING
 """
 """A fact that is known already gets one more source."""
 

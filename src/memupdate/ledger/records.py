@@ -15,8 +15,9 @@ Change = Literal["new", "superseding", "retracting", "dropped"]
 model answers as its base does."""
 RecordedReason = Literal["older", "ended", "future"]
 """Why a fact is on record without being taught: a later value of its key was told before it, or it is true no more, or not yet."""
-Told = Literal["new", "superseding", "unchanged", "older", "ended", "future"]
-"""What a fact does when it is told; see `memupdate.ledger.rules`."""
+Told = Literal["new", "superseding", "unchanged", "older", "ended", "future", "conflicting"]
+"""What a fact does when it is told; see `memupdate.ledger.rules`. `conflicting` ones contradict another line
+of their file and do nothing."""
 Outcome = Literal["proved", "unproved"]
 FactStatus = Literal["live", "superseded", "retracted", "dropped", "unproved", "pending", "failed", "purged"]
 """Of a fact in a batch: `pending` until the batch is released, `failed` with its batch, then one of the others. `dropped` is

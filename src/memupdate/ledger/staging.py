@@ -132,6 +132,10 @@ class Staged:
         """What each fact does, in the order of the file, one at a time; `limit` at most so many of each kind."""
         return self._ledger._told(limit)
 
+    def refuse(self, *, skip_invalid: bool = False) -> None:
+        """Raise FactsError where the file has problems, or no fact that can be taken."""
+        self._ledger._refuse(self, skip_invalid=skip_invalid)
+
     def problems(self, *, limit: int = -1) -> list[Problem]:
         """Problems of the file by line, at most `limit`."""
         return self._ledger._problems(self.unit, limit)
@@ -167,7 +171,7 @@ class Staging(Facts):
             staged = Staged(self, collection, source)
             staged.refresh()
             if refuse:
-                self._refuse(staged, skip_invalid=skip_invalid)
+                staged.refuse(skip_invalid=skip_invalid)
             yield staged
         finally:
             self._clear()
@@ -236,12 +240,12 @@ class Staging(Facts):
             "JOIN repeated r ON r.first = p.seq JOIN staged s ON s.seq = r.seq"
         )
         self._note_problems(found.contradicted)
-        problems = [*found.refused, *found.contradicted]
-        self._many("UPDATE staged SET told = 'problem' WHERE seq = ?", [(seq,) for seq, _ in problems])
+        at_odds = [(seq,) for seq, _ in (*found.refused, *found.contradicted)]
+        self._many("UPDATE staged SET told = 'conflicting' WHERE seq = ?", at_odds)
         self._refuse_purged()
         self._execute(
             "UPDATE staged SET told = 'problem' WHERE seq IN (SELECT r.seq FROM repeated r JOIN staged kept "
-            "ON kept.seq = r.first WHERE kept.told = 'problem')"
+            "ON kept.seq = r.first WHERE kept.told IN ('problem', 'conflicting'))"
         )
 
     def _refuse_purged(self) -> None:
@@ -278,7 +282,7 @@ class Staging(Facts):
         with self._unwritten():
             if again:
                 self._execute("UPDATE staged SET told = NULL, live = NULL, kept = NULL WHERE live IS NOT NULL")
-                self._execute("UPDATE staged SET told = NULL WHERE told NOT IN ('duplicate', 'problem')")
+                self._execute("UPDATE staged SET told = NULL WHERE told NOT IN ('duplicate', 'problem', 'conflicting')")
             self._execute("DELETE FROM line_of")
             self._execute(
                 "INSERT INTO line_of SELECT batch, version FROM good_releases WHERE collection = ? AND batch IS NOT NULL",
@@ -323,7 +327,9 @@ class Staging(Facts):
     def _count(self) -> ToldCounts:
         rows = self._rows("SELECT COALESCE(told, 'new') AS told, COUNT(*) AS n FROM staged GROUP BY told")
         counts = {row["told"]: int(row["n"]) for row in rows}
-        repeats, _ = counts.pop("duplicate", 0), counts.pop("problem", 0)
+        repeats = counts.pop("duplicate", 0)
+        for counted_as_problems in ("problem", "conflicting"):
+            counts.pop(counted_as_problems, None)
         found = self._row("SELECT COUNT(DISTINCT line) AS n FROM problems")
         return ToldCounts(**counts, duplicates=repeats, problems=0 if found is None else int(found["n"]))
 

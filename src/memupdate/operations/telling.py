@@ -6,9 +6,21 @@ from collections.abc import Sequence
 
 from memupdate.ledger.records import ToldCounts, ToldFact
 from memupdate.ledger.staging import Staged
+from memupdate.operations.reports import PlanReport
 
 EXAMPLES = 3
 """Facts that a message names; the rest it counts."""
+
+
+def told_report(staged: Staged, file: str, collection: str, *, skip_invalid: bool) -> PlanReport:
+    """What each fact of the file would do, without a plan; the problems of a file that is refused for them are the error's to tell."""
+    rows = tuple(staged.told())
+    return PlanReport(
+        file=file, collection=collection, plan=None, new=tuple(row.prompt for row in rows if row.told == "new"),
+        superseding=tuple((row.prompt, row.live_target or "", row.target) for row in rows if row.told == "superseding"),
+        unchanged=staged.counts.unchanged, counts=staged.counts, rows=rows,
+        skipped=skipped_lines(staged) if skip_invalid else (), messages=told_messages(staged),
+    )  # fmt: skip
 
 
 def skipped_lines(staged: Staged) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from memupdate.errors import MemupdateError, UsageError
+from memupdate.errors import FactsError, MemupdateError, OverBudget, UsageError
 from memupdate.facts.model import Fact
 from memupdate.facts.reader import read_facts
 from memupdate.law.density import density_from
@@ -19,6 +19,7 @@ from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.lock import lock_holder, workspace_lock
 from memupdate.ledger.records import Batch, FactsDiff, ReleaseRecord, ToldCounts
+from memupdate.ledger.staging import Staged
 from memupdate.models.folder import EMBEDDED_MODEL, resolve_model
 from memupdate.operations import (
     backing_up,
@@ -239,25 +240,31 @@ class Workspace(LedgerQuestions):
         Raises:
             FactsError: the file cannot be taken.
             OverBudget: no rank within the policy holds the facts.
+                Either has as `report` what each fact would do, a `PlanReport` without a plan.
         """
         name, stream = collection or self.collection, self.session.fact_stream(facts, columns=columns, format=format)
-        with self.reader() as ledger, ledger.stage(name, stream, skip_invalid=skip_invalid) as staged:
-            laws = planning.candidates(self.session, ledger, name)
-            if not laws or planning.unfitted(self.session, ledger, name):
-                with self.writer("plan") as writing:
-                    laws = calibrating.ensure_laws(self.session, writing, name, progress)
-            diff, live = staged.diff(), ledger.live_facts(name)
-            plan = None if diff.is_empty else planning.make_plan(laws, ledger, name, diff, live_before=live)
-            advice = compacting.advice(self.session, ledger, name, plan)
-            rows = tuple(staged.told())
-            facts_of_plan = [*live, *diff.new, *(new for new, _ in diff.superseding)]
-            room = () if plan is None else (room_line(self.session, plan, facts_of_plan),)
-            return PlanReport(
-                file=str(facts), collection=name, plan=plan, new=tuple(f.prompt for f in diff.new),
-                superseding=tuple((new.prompt, old.target, new.target) for new, old in diff.superseding),
-                unchanged=len(diff.unchanged), counts=staged.counts, rows=rows, skipped=telling.skipped_lines(staged),
-                messages=telling.told_messages(staged) + room + (() if advice is None else (advice,)),
-            )  # fmt: skip
+        with self.reader() as ledger, ledger.stage(name, stream, refuse=False) as staged:
+            told = telling.told_report(staged, str(facts), name, skip_invalid=skip_invalid)
+            try:
+                staged.refuse(skip_invalid=skip_invalid)
+                return self._planned(ledger, staged, told, progress)
+            except (FactsError, OverBudget) as error:
+                error.report = told
+                raise
+
+    def _planned(self, ledger: Ledger, staged: Staged, told: PlanReport, progress: Progress) -> PlanReport:
+        """`told` with the plan."""
+        name = told.collection
+        laws = planning.candidates(self.session, ledger, name)
+        if not laws or planning.unfitted(self.session, ledger, name):
+            with self.writer("plan") as writing:
+                laws = calibrating.ensure_laws(self.session, writing, name, progress)
+        diff, live = staged.diff(), ledger.live_facts(name)
+        plan = None if diff.is_empty else planning.make_plan(laws, ledger, name, diff, live_before=live)
+        advice = compacting.advice(self.session, ledger, name, plan)
+        facts = [*live, *diff.new, *(new for new, _ in diff.superseding)]
+        room = () if plan is None else (room_line(self.session, plan, facts),)
+        return replace(told, plan=plan, messages=told.messages + room + (() if advice is None else (advice,)))
 
     def add(
         self,
