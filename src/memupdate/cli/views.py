@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 TOLD_KINDS = ("conflicting", "superseding", "older", "ended", "future", "new", "unchanged")
 """What a fact may do, in the order of the table: first what needs a look."""
-SHOWN_CONFLICTS = 10
-"""Facts of each kind that are listed; the JSON document has all of them."""
 
 
 def calibration_views(report: CalibrationReport) -> list[RenderableType]:
@@ -57,16 +55,19 @@ def told_table(report: PlanReport) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    from memupdate.operations.telling import SHOWN
+
     counts = {kind: getattr(report.counts, kind) for kind in (*TOLD_KINDS[1:], "duplicates", "problems")}
     title = ", ".join(f"{number:,} {kind}" for kind, number in counts.items() if number)
     table = Table("fact", "line", "prompt", "live", "told", title=title, title_justify="left")
     for kind in TOLD_KINDS:
         rows = [row for row in report.rows if row.told == kind]
-        for row in rows[:SHOWN_CONFLICTS]:
+        for row in rows[:SHOWN]:
             live, told = row.live_target or "", "" if kind == "unchanged" else row.target
             table.add_row(kind, str(row.line), *(Text(shorten(text)) for text in (row.prompt, live, told)))
-        if len(rows) > SHOWN_CONFLICTS:
-            table.add_row(kind, "", Text(f"and {len(rows) - SHOWN_CONFLICTS:,} more"), "", "")
+        more = getattr(report.counts, kind, len(rows)) - SHOWN
+        if rows and more > 0:
+            table.add_row(kind, "", Text(f"and {more:,} more"), "", "")
     return table
 
 

@@ -10,13 +10,15 @@ from memupdate.operations.reports import PlanReport
 
 EXAMPLES = 3
 """Facts that a message names; the rest it counts."""
+SHOWN = 10
+"""Facts of each kind that a table lists; the JSON document has all of them."""
 
 
-def told_report(staged: Staged, file: str, collection: str, *, skip_invalid: bool) -> PlanReport:
+def told_report(staged: Staged, file: str, *, skip_invalid: bool, limit: int = -1) -> PlanReport:
     """What each fact of the file would do, without a plan; the problems of a file that is refused for them are the error's to tell."""
-    rows = tuple(staged.told())
+    rows = tuple(staged.told(limit=limit))
     return PlanReport(
-        file=file, collection=collection, plan=None, new=tuple(row.prompt for row in rows if row.told == "new"),
+        file=file, collection=staged.collection, plan=None, new=tuple(row.prompt for row in rows if row.told == "new"),
         superseding=tuple((row.prompt, row.live_target or "", row.target) for row in rows if row.told == "superseding"),
         unchanged=staged.counts.unchanged, counts=staged.counts, rows=rows,
         skipped=skipped_lines(staged) if skip_invalid else (), messages=told_messages(staged),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from memupdate.budget.plan import Plan
 from memupdate.errors import FactsError, MemupdateError, OverBudget, UsageError
 from memupdate.facts.model import Fact
 from memupdate.facts.reader import read_facts
@@ -240,21 +241,22 @@ class Workspace(LedgerQuestions):
         Raises:
             FactsError: the file cannot be taken.
             OverBudget: no rank within the policy holds the facts.
-                Either has as `report` what each fact would do, a `PlanReport` without a plan.
+                Either has as `report` what the first facts of each kind would do, a `PlanReport` without a plan.
         """
         name, stream = collection or self.collection, self.session.fact_stream(facts, columns=columns, format=format)
         with self.reader() as ledger, ledger.stage(name, stream, refuse=False) as staged:
-            told = telling.told_report(staged, str(facts), name, skip_invalid=skip_invalid)
             try:
                 staged.refuse(skip_invalid=skip_invalid)
-                return self._planned(ledger, staged, told, progress)
+                plan, messages = self._planned(ledger, staged, progress)
             except (FactsError, OverBudget) as error:
-                error.report = told
+                error.report = telling.told_report(staged, str(facts), skip_invalid=skip_invalid, limit=telling.SHOWN)
                 raise
+            told = telling.told_report(staged, str(facts), skip_invalid=skip_invalid)
+            return replace(told, plan=plan, messages=told.messages + messages)
 
-    def _planned(self, ledger: Ledger, staged: Staged, told: PlanReport, progress: Progress) -> PlanReport:
-        """`told` with the plan."""
-        name = told.collection
+    def _planned(self, ledger: Ledger, staged: Staged, progress: Progress) -> tuple[Plan | None, tuple[str, ...]]:
+        """The plan, None where there is nothing to write, and what else is to be said of it."""
+        name = staged.collection
         laws = planning.candidates(self.session, ledger, name)
         if not laws or planning.unfitted(self.session, ledger, name):
             with self.writer("plan") as writing:
@@ -264,7 +266,7 @@ class Workspace(LedgerQuestions):
         advice = compacting.advice(self.session, ledger, name, plan)
         facts = [*live, *diff.new, *(new for new, _ in diff.superseding)]
         room = () if plan is None else (room_line(self.session, plan, facts),)
-        return replace(told, plan=plan, messages=told.messages + room + (() if advice is None else (advice,)))
+        return plan, room + (() if advice is None else (advice,))
 
     def add(
         self,
