@@ -38,7 +38,14 @@ def code_of_ours() -> str:
 def code_of_baselines() -> str:
     """Identity of the baselines: their version here, and that of the packages that do their work."""
     packages = ("torch", "transformers", "peft", "trl")
-    return " ".join([_BASELINES, *(f"{name}={metadata.version(name)}" for name in packages)])
+    return " ".join([_BASELINES, *(f"{name}={_version(name)}" for name in packages)])
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # TRL is an extra: what was measured elsewhere can be summed up without it
+        return "none"
 
 
 def _python_files(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ one, with the same result. The ledger is not known here.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import NamedTuple
 
 from memupdate.facts.files import Problem, Unit
@@ -43,6 +44,7 @@ class Contradictions:
         self._by_wording: dict[str, _Told] = {}
         """Prompts and paraphrases, normalised, and who asks them first."""
         self._named: set[int] = set()
+        self._refused_ids: dict[str, Problem] = {}
 
     def add(self, seq: int, line: int, fact: Fact) -> None:
         """The next fact.
@@ -51,6 +53,9 @@ class Contradictions:
             seq: what the lists name it by.
             line: its place in the file.
         """
+        if (problem := self._refused_ids.get(fact.id)) is not None:  # said once more, it fits no better
+            self.refused.append((seq, replace(problem, line=line)))
+            return
         told = _Told(seq, line, fact)
         old = self._by_key.get(fact.key)
         if old is not None and says_the_same(old.fact, fact):
@@ -65,9 +70,13 @@ class Contradictions:
         elif other.fact.target == fact.target:
             unit = self._unit
             reason = f"says what {unit} {other.line} says, otherwise; make one {unit} of them, with paraphrases"
-            self.refused.append((seq, Problem(line, "prompt", reason, unit)))
+            self._refuse(told, Problem(line, "prompt", reason, unit))
         else:
             self._contradict(other, told)
+
+    def _refuse(self, told: _Told, problem: Problem) -> None:
+        self.refused.append((told.seq, problem))
+        self._refused_ids[told.fact.id] = problem
 
     def _asks_the_same(self, fact: Fact) -> _Told | None:
         """An earlier fact that asks one of this fact's questions and answers it differently."""
@@ -77,7 +86,7 @@ class Contradictions:
     def _contradict(self, old: _Told, new: _Told) -> None:
         unit = self._unit
         reason = f"{_quoted(new.fact.target)} contradicts {unit} {old.line}, which has {_quoted(old.fact.target)}"
-        self.refused.append((new.seq, Problem(new.line, "target", reason, unit)))
+        self._refuse(new, Problem(new.line, "target", reason, unit))
         if old.seq not in self._named:
             self._named.add(old.seq)
             self.contradicted.append((old.seq, Problem(old.line, "target", f"contradicted by {unit} {new.line}", unit)))
