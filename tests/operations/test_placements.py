@@ -151,22 +151,20 @@ def test_the_engine_has_slots_wherever_a_release_or_the_next_plan_may_adapt(work
 def test_a_memory_that_has_outgrown_its_placement_is_told_of_one_with_room(workspace: Workspace) -> None:
     session = under(workspace, "auto").session
     with workspace.reader() as ledger:
-        small, large = (
-            planning.Candidate(placed, fit)
-            for placed in (session.with_placement("mlp-one"), session.with_placement("mlp-all"))
-            if (fit := planning.current_fit(placed, ledger)) is not None
-        )
         limits = replace(planning.limits(session), max_rank=4)
-        room = {
-            found.fit.placement: free_capacity(found.fit, found.session.shape, 4, limits, base_loss=BaseLoss(3.0, 0.0))
-            for found in (small, large)
-        }
-        assert 0 < room["mlp-one"] < room["mlp-all"]
-        tokens = (room["mlp-one"] + room["mlp-all"]) // 2
-        full = PlanRequest("acme", 1, 0, 0, 1, 1, tokens, 4, small.session.shape, small.fit, limits, BaseLoss(3.0, 0.0))
+        found = []
+        for placed in (session.with_placement("mlp-one"), session.with_placement("mlp-all")):
+            fit = planning.current_fit(placed, ledger)
+            assert fit is not None
+            room = free_capacity(fit, placed.shape, 4, limits, base_loss=BaseLoss(3.0, 0.0))
+            found.append((room, placed.shape, fit))
+        # Of so few points either placement may seem the larger one.
+        (least, small, small_fit), (most, large, large_fit) = sorted(found, key=lambda each: each[0])
+        assert 0 < least < most
+        full = PlanRequest("acme", 1, 0, 0, 1, 1, (least + most) // 2, 4, small, small_fit, limits, BaseLoss(3.0, 0.0))
         hint = planning._room_elsewhere(session, ledger, [full])
-    assert 'set memory.placement = "mlp-all" and run `memupdate compact -c acme`' in hint
-    asked = replace(full, rank_before=0, placement=large.session.shape, fit=large.fit)
+    assert f'set memory.placement = "{large.name}" and run `memupdate compact -c acme`' in hint
+    asked = replace(full, rank_before=0, placement=large, fit=large_fit)
     assert f"rank {plan_cheapest([asked]).rank} would hold them there" in hint
 
 
