@@ -16,7 +16,7 @@ from memupdate.training.tokens import Objective, TargetTokens
 from memupdate.training.window import SlidingWindow
 
 
-def sft_loss(nll: Tensor, tokens: TargetTokens | None = None) -> Tensor:  # noqa: ARG001  # every objective is called alike
+def sft_loss(nll: Tensor, _: TargetTokens | None = None) -> Tensor:
     """Plain supervised fine-tuning: `L = (1/N) Σ nll_i`."""
     return nll.mean()
 
@@ -32,7 +32,7 @@ def memft_ot_loss(threshold: float) -> Objective:
     """
     bound = -math.log(threshold)
 
-    def loss(nll: Tensor, tokens: TargetTokens | None = None) -> Tensor:  # noqa: ARG001  # every objective is called alike
+    def loss(nll: Tensor, _: TargetTokens | None = None) -> Tensor:
         weights = (nll.detach() > bound).to(nll.dtype)
         return (weights * nll).sum() / weights.sum().clamp(min=1)
 
