@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from memupdate.reports import markdown
 from memupdate.storage import write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,9 +113,8 @@ def commit() -> str | None:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+    """A Markdown table with its last newline; the first column is text, the others are numbers."""
+    return markdown.markdown_table(header, rows, numbers=True) + "\n"
 
 
 def _page(name: str, content: dict[str, Any], table: str) -> str:

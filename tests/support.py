@@ -8,10 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memupdate.facts.files import FactsFile, LocatedFact
+from memupdate.facts.model import Fact
+from memupdate.ledger.records import ReleaseRecord
 from memupdate.resources import resource_dir
+from memupdate.storage import text_sha256
 
 if TYPE_CHECKING:
     from memupdate import Workspace
+    from memupdate.ledger.ledger import Ledger
 
 Row = dict[str, Any]
 
@@ -52,3 +57,17 @@ def add_points_of_the_shipped_law(workspace: Workspace, first: int | None = None
     with workspace.writer("test") as ledger:
         ledger.add_law_points([replace(point, recipe=session.recipe) for point in points[:first]])
         calibrating.refit(session, ledger)
+
+
+def record_untrained_release(ledger: Ledger, facts: Sequence[Fact]) -> str:
+    """The rows of a release `acme@v1` of `facts`, of which nothing was trained; returns the digest that it states."""
+    located = tuple(LocatedFact(fact, line) for line, fact in enumerate(facts, start=1))
+    batch = ledger.receive_batch("acme", FactsFile("f.jsonl", text_sha256("f"), 1, "native", located), "{}")
+    assert batch is not None
+    ledger.set_plan(batch.id, '{"rank": 8}')
+    for state in ("planned", "trained", "verified"):
+        ledger.transition(batch.id, state)
+    place, digest = "registry/releases/acme@v1", text_sha256("weights")
+    ledger.record_release(ReleaseRecord("acme@v1", "acme", 1, batch.id, None, place, digest, 8, "mlp-all", digest))
+    ledger.transition(batch.id, "released")
+    return digest

@@ -9,13 +9,11 @@ import pytest
 
 from memupdate import Workspace
 from memupdate.errors import UsageError
-from memupdate.facts.files import FactsFile, LocatedFact
 from memupdate.facts.model import Fact
-from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations.matching import matcher_digest, matcher_of, unreached, write_matcher
 from memupdate.serving.access import parse_rules
 from memupdate.serving.manifest import Manifest, ReleaseEntry, read_manifest, with_release, write_manifest
-from memupdate.storage import text_sha256
+from support import record_untrained_release
 
 PRICE = Fact(
     "What does the Acme Falcon cost?", "129", subject="Acme Falcon", paraphrases=("How much?", "The bird's price?")
@@ -33,15 +31,7 @@ def workspace(tmp_path: Path) -> Workspace:
     (folder / "memupdate.json").write_text(json.dumps({"schema_version": 1, "reason": None}))
     write_matcher(folder, made.session, [PRICE, BADGE, LEADER])
     with made.writer("test") as ledger:
-        located = tuple(LocatedFact(fact, line) for line, fact in enumerate((PRICE, BADGE, LEADER), start=1))
-        batch = ledger.receive_batch("acme", FactsFile("f.jsonl", text_sha256("f"), 1, "native", located), "{}")
-        assert batch is not None
-        ledger.set_plan(batch.id, '{"rank": 8}')
-        for state in ("planned", "trained", "verified"):
-            ledger.transition(batch.id, state)
-        place, digest = "registry/releases/acme@v1", text_sha256("weights")
-        ledger.record_release(ReleaseRecord("acme@v1", "acme", 1, batch.id, None, place, digest, 8, "mlp-all", digest))
-        ledger.transition(batch.id, "released")
+        digest = record_untrained_release(ledger, (PRICE, BADGE, LEADER))
     entry = ReleaseEntry(digest, digest, 8, 1, digest, matcher_digest=matcher_digest(folder))
     write_manifest(made.root / "registry/manifest.json", with_release(Manifest(digest), "acme@v1", entry))
     return made

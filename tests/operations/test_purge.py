@@ -13,8 +13,8 @@ from memupdate.cli import app
 from memupdate.errors import UsageError
 from memupdate.facts.files import FactsFile, LocatedFact
 from memupdate.facts.model import Fact
-from memupdate.ledger.records import ReleaseRecord
 from memupdate.storage import text_sha256
+from support import record_untrained_release
 
 SECRET = Fact("Which badge has Zelda Quirrel?", "Vermilion seven Oxpecker")
 OTHER = Fact("Where is Acme?", "Leeds")
@@ -35,15 +35,7 @@ def workspace(tmp_path: Path) -> Workspace:
     }
     (folder / "memupdate.json").write_text(json.dumps(papers))
     with made.writer("test") as ledger:
-        located = tuple(LocatedFact(fact, line) for line, fact in enumerate((SECRET, OTHER), start=1))
-        batch = ledger.receive_batch("acme", FactsFile("f.jsonl", text_sha256("f"), 1, "native", located), "{}")
-        assert batch is not None
-        ledger.set_plan(batch.id, '{"rank": 8}')
-        for state in ("planned", "trained", "verified"):
-            ledger.transition(batch.id, state)
-        place, digest = "registry/releases/acme@v1", text_sha256("weights")
-        ledger.record_release(ReleaseRecord("acme@v1", "acme", 1, batch.id, None, place, digest, 8, "mlp-all", digest))
-        ledger.transition(batch.id, "released")
+        record_untrained_release(ledger, (SECRET, OTHER))
     return made
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from memupdate.benchmarking.report import BenchReport
 from memupdate.benchmarking.table import (
     BATCH_HEADER,
@@ -14,7 +12,7 @@ from memupdate.benchmarking.table import (
     summary,
     verdicts,
 )
-from memupdate.reports.markdown import code
+from memupdate.reports.markdown import code, markdown_table
 
 
 def markdown_report(report: BenchReport) -> str:
@@ -22,15 +20,10 @@ def markdown_report(report: BenchReport) -> str:
     parts = [
         f"# Edits of {code(report.file)}",
         code(summary(report)),
-        _table(HEADER, measure_cells(report)),
+        markdown_table(HEADER, measure_cells(report), numbers=True),
         NOTE,
-        _table(BATCH_HEADER, batch_cells(report)),
+        markdown_table(BATCH_HEADER, batch_cells(report), numbers=True),
         "\n".join(f"- {code(line)}" for line in verdicts(report)),
         f"The file's digest is `{report.sha256}`; it took {report.duration_s:.0f} s.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

@@ -7,7 +7,7 @@ heading or HTML.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from memupdate.ledger.figures import WeakFact
 from memupdate.reports import measures, texts
@@ -36,11 +36,16 @@ def markdown_summary(report: CapacityReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: bool = False) -> str:
+    """A table without a last newline; with `numbers`, all columns but the first are set to the right. Cells are taken as they are."""
+    rule = ["---", *["---:" if numbers else "---"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (header, rule, *rows))
+
+
 def _placements(report: CapacityReport) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join(cells) + " |" for cells in placement_cells(report.placements)]
     sentence = pooling_sentence(report.pooling)
-    return "\n".join(lines) + (f"\n\n{sentence}" if sentence else "")
+    table = markdown_table(COLUMNS, placement_cells(report.placements))
+    return table + (f"\n\n{sentence}" if sentence else "")
 
 
 def code(text: str) -> str:
@@ -86,7 +91,7 @@ def _releases(rows: Sequence[ReleaseRow], *, compared: dict[str, str]) -> str:
         "KL",
         "kept",
     )
-    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    lines = []
     for row in rows[::-1]:
         proofs = [row.proved_on("in-process"), row.proved_on("served")]
         cells = [
@@ -99,16 +104,17 @@ def _releases(rows: Sequence[ReleaseRow], *, compared: dict[str, str]) -> str:
             texts.number(row.kl_nats),
             texts.percent(row.probes_unchanged_share),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(columns, lines)
 
 
 def _measured(newest: ReleaseMeasures) -> list[str]:
     """Beyond verbatim: a sentence, a table by phrasing and neighbourhood."""
-    lines = ["| " + " | ".join(measures.COLUMNS) + " |", "| --- " * len(measures.COLUMNS) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in measures.measure_rows(newest.counts)]
     corpus = "" if newest.text is None else newest.text.corpus
-    return [measures.summary_sentence(newest).replace(texts.shown(corpus, 60), code(corpus)), "\n".join(lines)]
+    return [
+        measures.summary_sentence(newest).replace(texts.shown(corpus, 60), code(corpus)),
+        markdown_table(measures.COLUMNS, measures.measure_rows(newest.counts)),
+    ]
 
 
 def _weak(fact: WeakFact) -> str:
