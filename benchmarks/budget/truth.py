@@ -11,14 +11,15 @@ import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.budget.batches import HeldOutBatch, held_out_batches
 
 from memupdate import Workspace
-from memupdate.operations.cells import HOPELESS
+from memupdate.budget.design import Cell
+from memupdate.operations.cells import run_cell
 from memupdate.operations.session import Session
 from memupdate.progress import no_progress
 
@@ -119,32 +120,17 @@ def _next(done: dict[int, Run]) -> int | None:
 
 
 def write_batch(session: Session, batch: HeldOutBatch, rank: int) -> Run:
-    """One run: an empty memory of `rank`, the policy's settings, at most two attempts."""
+    """One run: an empty memory of `rank`, written as a cell of a calibration is, from a basis of its own."""
     from memupdate.models.scoring import mean_loss_nats, score_examples
-    from memupdate.training.loop import write_facts
-    from memupdate.training.memory import empty_memory, grow
 
-    facts, policy = list(batch.facts), session.policy
-    guard, settings, examples = (
-        session.guard(no_progress),
-        session.training_settings(),
-        session.training_examples(facts),
-    )
-    before = mean_loss_nats(score_examples(session.base.model, examples[: len(facts)], session.base.device))
-    memory = grow(empty_memory(session.shape), rank, seed=session.basis_seed("budget"), scale=policy.memory.scale)
-    epochs, seconds, cut, attempts = 0, 0.0, False, 0
-    while True:
-        attempts += 1
-        outcome = write_facts(session.base, memory, examples, settings, guard.train, guard.holdout, no_progress)
-        epochs, seconds, memory = epochs + outcome.epochs, seconds + outcome.duration_s, outcome.memory
-        proved = sum(score.min_probability >= settings.threshold for score in outcome.scores[: len(facts)])
-        assert outcome.kl_nats is not None  # the atlas policy has a guard
-        stored = proved == len(facts) and outcome.kl_nats <= settings.max_kl_nats
-        cut = not stored and proved < HOPELESS * len(facts)
-        if stored or cut or attempts == 2:
-            break
-        settings = replace(settings, max_epochs=round(settings.max_epochs * policy.escalation.epochs_factor))
+    facts, max_kl_nats = list(batch.facts), session.policy.guard.max_kl_nats
+    own = session.training_examples(facts)[: len(facts)]
+    before = mean_loss_nats(score_examples(session.base.model, own, session.base.device))
+    point = run_cell(session, Cell(batch.kind, len(facts), rank), facts, no_progress, basis="budget")
+    assert point.kl_nats is not None  # the atlas policy has a guard
+    stored = point.all_proved and point.kl_nats <= max_kl_nats
     return Run(
-        batch.name, batch.kind, len(facts), len(examples), sum(len(e.target_ids) for e in examples[: len(facts)]), before, rank,
-        memory.parameters, proved, outcome.kl_nats, settings.max_kl_nats, outcome.loss_after_nats, epochs, attempts, cut, seconds,
+        batch.name, batch.kind, len(facts), point.examples, point.target_tokens, before, rank, point.effective_parameters,
+        point.facts_proved, point.kl_nats, max_kl_nats, point.loss_after_nats, point.epochs, point.attempts,
+        not stored and point.attempts == 1, point.duration_s,
     )  # fmt: skip

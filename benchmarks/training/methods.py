@@ -170,21 +170,21 @@ def _proof_after_each_epoch(base: BaseModel, examples: Sequence[Example], cap_s:
         watch: Stopwatch
         epochs, wall_s, cpu_s, stopped = 0, 0.0, 0.0, "epochs"
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # names that transformers passes
             self.watch = Stopwatch()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # names that transformers passes
             if self.watch.cpu_s > cap_s:
                 self.stopped, control.should_training_stop = "cap", True
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # names that transformers passes
             self.epochs += 1
             with self.watch.paused():
                 proved = _all_proved(kwargs["model"], examples, base)
             if proved:
                 self.stopped, control.should_training_stop = "proved", True
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002  # names that transformers passes
             self.wall_s, self.cpu_s = self.watch.wall_s, self.watch.cpu_s
 
     return Look()

@@ -101,18 +101,19 @@ def chosen_facts(pool: list[Fact], cell: Cell) -> list[Fact]:
     return pool[start : start + cell.facts]
 
 
-def run_cell(session: Session, cell: Cell, facts: list[Fact], progress: Progress) -> LawPoint:
+def run_cell(
+    session: Session, cell: Cell, facts: list[Fact], progress: Progress, *, basis: str = "calibration"
+) -> LawPoint:
     """Write `facts` into an empty memory of the cell's rank and measure; losses are means over every phrasing trained on.
 
-    A second attempt, with the policy's factor of epochs, is made where the first left few facts unproved (`HOPELESS`).
+    A second attempt, with the policy's factor of epochs, is made where the first left few facts unproved (`HOPELESS`). `basis` names the
+    random A that it begins from.
     """
     from memupdate.training.loop import write_facts
     from memupdate.training.memory import empty_memory, grow
 
     policy, guard = session.policy, session.guard(progress)
-    memory = grow(
-        empty_memory(session.shape), cell.rank, seed=session.basis_seed("calibration"), scale=policy.memory.scale
-    )
+    memory = grow(empty_memory(session.shape), cell.rank, seed=session.basis_seed(basis), scale=policy.memory.scale)
     examples, settings = session.training_examples(facts), session.training_settings()
     means = means_for(session, cell.rank, examples)
     before, epochs, steps, seconds, attempts = 0.0, 0, 0, 0.0, 0
