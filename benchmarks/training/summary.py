@@ -70,9 +70,23 @@ def _time_figures(store: Store, plan: Plan, size: writing.Size) -> Figures:
             rows.get(f"paper-memft-ot {placement}"),
         )
         found |= {f"time_ratio_{name}": _ratio(own, paper), f"{name}_proved_share": _share(paper, facts)}
+    for placement, rank in size.elsewhere:
+        found |= _figures_elsewhere(store, size, placement, rank)
     if size is plan.sizes[min(1, len(plan.sizes) - 1)]:
         found["guard_cost_ratio"] = found[f"guard_cost_ratio_{facts}"]
     return found
+
+
+def _figures_elsewhere(store: Store, size: writing.Size, placement: str, rank: int) -> Figures:
+    ours, guarded, *trials = writing.cells_elsewhere(size, placement, rank)
+    own, best = writing.found(store, ours), writing.best_of(store, trials)
+    trl, name = writing.found(store, best) if best else None, f"{size.facts}_{placement.replace('-', '_')}"
+    return {
+        f"ours_{name}_s": own and own["cpu_s"],
+        f"time_ratio_trl_{name}": _ratio(own, trl),
+        f"trl_proved_share_{name}": _share(trl, size.facts),
+        f"guard_cost_ratio_{name}": _ratio(writing.found(store, guarded), own),
+    }
 
 
 def _rows(store: Store, plan: Plan, size: writing.Size) -> dict[str, Row]:
@@ -148,17 +162,28 @@ def tables(store: Store, plan: Plan, picture: str) -> str:
 def _time_table(store: Store, plan: Plan) -> str:
     lines: list[Sequence[object]] = []
     for size in plan.sizes:
-        for cell in _cells(store, plan, size):
+        for cell in [*_cells(store, plan, size), *_shown_elsewhere(store, size)]:
             row = writing.found(store, cell)
             if row is None:
                 continue
             rate = f" at {cell.rate:g}" if cell.rate else ""
+            where = f", {cell.placement}" if cell.rank != size.rank else ""
             lines.append((
-                f"{size.facts} facts, rank {size.rank}: {_name(cell)}{rate}", f"{row['cpu_s']:.1f}", f"{row['wall_s']:.1f}", row["epochs"],
+                f"{size.facts} facts, rank {cell.rank}{where}: {_name(cell)}{rate}",
+                f"{row['cpu_s']:.1f}", f"{row['wall_s']:.1f}", row["epochs"],
                 row["steps"], f"{row['proved']} of {size.facts}", _end(row), f"{100 * row['known_kept']:.1f}", f"{row['kl_nats']:.3f}",
             ))  # fmt: skip
     header = ("", "processor s", "wall s", "epochs", "steps", "proved", "ended by", "known kept, %", "KL, nats")
     return "**Time to every fact proved, and harm.**\n\n" + markdown_table(header, lines)
+
+
+def _shown_elsewhere(store: Store, size: writing.Size) -> list[Cell]:
+    """Of TRL's rates the best."""
+    shown: list[Cell] = []
+    for placement, rank in size.elsewhere:
+        ours, guarded, *trials = writing.cells_elsewhere(size, placement, rank)
+        shown += [ours, guarded, *filter(None, [writing.best_of(store, trials)])]
+    return shown
 
 
 def _end(row: Row) -> str:

@@ -18,6 +18,9 @@ STUDY = "writing"
 TUNING = (1e-3, 2e-3, 4e-3, 8e-3)
 """Rates of TRL that are tried at the smallest size; the one that proves first is used for all."""
 
+TUNING_ELSEWHERE = (4e-3, 8e-3, 1.6e-2)
+"""The same under other placements, at every size: one layer alone bears, and needs, higher rates."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -35,13 +38,31 @@ class Size:
     """Parts of our policy that are changed one at a time."""
     docs_rate: bool = True
     """Whether TRL runs at its documentation's rate too."""
+    elsewhere: tuple[tuple[str, int], ...] = ()
+    """Other placements, and the rank there: ours and TRL, at the best of TRL's rates for that placement."""
 
 
 PAPER_RUNS = (("paper-memft-ot", "mlp-all"), ("paper-memft-ot", "mlp-one"))
 """The placement of all others, and the paper's own."""
 FULL = (
-    Size(64, 4, 12, guards=(5.0, 80.0), papers=PAPER_RUNS, changes=tuple(CHANGES)),
-    Size(256, 8, 10, guards=(5.0, 80.0), papers=PAPER_RUNS[:1], docs_rate=False),
+    Size(
+        64,
+        4,
+        12,
+        guards=(5.0, 80.0),
+        papers=PAPER_RUNS,
+        changes=tuple(CHANGES),
+        elsewhere=(("mlp-one", 16), ("mlp-last", 16)),
+    ),
+    Size(
+        256,
+        8,
+        10,
+        guards=(5.0, 80.0),
+        papers=PAPER_RUNS[:1],
+        docs_rate=False,
+        elsewhere=(("mlp-one", 32), ("mlp-last", 32)),
+    ),
     Size(1024, 32, 3, docs_rate=False),
 )
 QUICK = (Size(16, 4, 6, guards=(80.0,), papers=PAPER_RUNS[:1], changes=("SFT",)),)
@@ -55,6 +76,9 @@ def run(lab: Lab, store: Store, sizes: Sequence[Size], smallest: Size) -> None:
         ours = _measure(lab, store, Cell("ours", size.facts, size.rank), 0.0)
         for cell in cells_of(size, rate)[1:]:
             _measure(lab, store, cell, size.cap * ours["cpu_s"])
+        for placement, rank in size.elsewhere:
+            for cell in cells_elsewhere(size, placement, rank):
+                _measure(lab, store, cell, size.cap * ours["cpu_s"])
 
 
 def cells_of(size: Size, rate: float) -> list[Cell]:
@@ -71,6 +95,13 @@ def cells_of(size: Size, rate: float) -> list[Cell]:
     return cells + [Cell(method, size.facts, size.rank, placement) for method, placement in size.papers]
 
 
+def cells_elsewhere(size: Size, placement: str, rank: int) -> list[Cell]:
+    """Ours without and with the guard, and TRL at every rate, under another placement."""
+    there = Cell("ours", size.facts, rank, placement)
+    trials = [Cell("trl", size.facts, rank, placement, rate=rate) for rate in TUNING_ELSEWHERE]
+    return [there, replace(there, guard=POLICY_GUARD), *trials]
+
+
 def _tuned_rate(lab: Lab, store: Store, size: Size) -> float:
     ours = _measure(lab, store, Cell("ours", size.facts, size.rank), 0.0)
     for cell in _trials(size):
@@ -82,9 +113,14 @@ def _tuned_rate(lab: Lab, store: Store, size: Size) -> float:
 
 def best_rate(store: Store, size: Size) -> float | None:
     """The rate of `TUNING` with which TRL proves a size first, or most of it; None while one is not measured."""
-    rows = [(cell.rate, found(store, cell)) for cell in _trials(size)]
-    measured = [(row["proved"], -row["cpu_s"], rate) for rate, row in rows if row is not None]
-    return max(measured)[2] if len(measured) == len(TUNING) else None
+    best = best_of(store, _trials(size))
+    return best.rate if best else None
+
+
+def best_of(store: Store, cells: Sequence[Cell]) -> Cell | None:
+    """The cell that proves every fact first, or most of them; None while one is not measured."""
+    measured = [(row["proved"], -row["cpu_s"], n) for n, cell in enumerate(cells) if (row := found(store, cell))]
+    return cells[max(measured)[2]] if len(measured) == len(cells) else None
 
 
 def _trials(size: Size) -> list[Cell]:

@@ -32,6 +32,13 @@ def test_depth_is_rounded_down(layers, chosen):
     assert shape.matrices[0][0] == f"model.layers.{chosen}.mlp.gate_proj"
 
 
+def test_the_last_layer():
+    shape = resolve_placement("mlp-last", LLAMA)
+    assert [name for name, _, _ in shape.matrices] == [
+        f"model.layers.3.mlp.{part}_proj" for part in ("gate", "up", "down")
+    ]
+
+
 def test_all_layers_and_all_linear():
     assert resolve_placement("mlp-all", LLAMA).parameters_per_rank == 4 * 2880
     everything = resolve_placement("all-linear", LLAMA)

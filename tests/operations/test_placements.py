@@ -74,7 +74,7 @@ def test_the_placements_of_a_session_share_all_that_is_loaded(workspace: Workspa
     assert other.base is session.base is one.base
     assert one.base_losses is session.base_losses
     assert (one.recipe, one.fingerprint) == (session.recipe, session.fingerprint)
-    assert len({placed.shape.parameters_per_rank for placed in session.placements()}) == len(PLACEMENTS)
+    assert len({placed.shape.matrices for placed in session.placements()}) == len(PLACEMENTS)
     with pytest.raises(PolicyError, match="'auto' is not a placement"):
         _ = session.shape
 
@@ -190,7 +190,7 @@ def test_points_that_ship_with_the_model_are_fitted_when_a_policy_first_asks_for
     assert planned.plan is not None
     assert any("the cheapest of mlp-all, mlp-one" in reason for reason in planned.plan.reasons)
     (missing,) = (reason for reason in planned.plan.reasons if reason.startswith("not compared, as no law is fitted"))
-    assert missing.endswith("all-linear (`memupdate calibrate --placement all-linear`)")
+    assert missing.endswith("all-linear (`memupdate calibrate --placement mlp-last --placement all-linear`)")
     with auto.reader() as ledger:
         fits = {found.fit.placement: found.fit for found in planning.candidates(auto.session, ledger, "acme")}
     assert fits["mlp-one"].density == fits["mlp-all"].density is not None, "what tokens cost is the base model's"

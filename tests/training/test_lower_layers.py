@@ -53,7 +53,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "mistral window": MistralConfig(**SMALL, sliding_window=5),
     "eager": LlamaConfig(**SMALL, attn_implementation="eager"),
 }  # fmt: skip
-PLACEMENTS = ("mlp-all", "mlp-one", "all-linear", "upper-linear")
+PLACEMENTS = ("mlp-all", "mlp-one", "mlp-last", "all-linear", "upper-linear")
 
 
 def placement(name: str, config: Any) -> PlacementShape:

@@ -13,8 +13,9 @@ from typing import Any
 from memupdate.budget.plan import PlacementShape
 from memupdate.errors import ModelError, PolicyError
 
-PLACEMENTS = ("mlp-all", "mlp-one", "all-linear")
+PLACEMENTS = ("mlp-all", "mlp-one", "mlp-last", "all-linear")
 """`mlp-all`: the MLPs of all layers. `mlp-one`: the MLP of one layer at 60 % depth, as in arXiv 2605.30260.
+`mlp-last`: the MLP of the last layer, above which no token looks at another, so that the cache holds all but that MLP and the head.
 `all-linear`: MLPs and attention of all layers."""
 
 AUTO = "auto"
@@ -42,7 +43,7 @@ def resolve_placement(name: str, config: Mapping[str, Any]) -> PlacementShape:
         )
     layers = _size(config, "num_hidden_layers")
     # Whole-number arithmetic: 0.6 * layers can round to just below a whole layer.
-    chosen = [layers * 3 // 5] if name == "mlp-one" else list(range(layers))
+    chosen = {"mlp-one": [layers * 3 // 5], "mlp-last": [layers - 1]}.get(name, list(range(layers)))
     matrices: list[tuple[str, int, int]] = []
     for layer in chosen:
         if name == "all-linear":

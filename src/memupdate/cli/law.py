@@ -63,7 +63,7 @@ def calibrate(
         typer.Option(
             "--placement",
             metavar="NAME",
-            help="Measure this placement (mlp-all, mlp-one, all-linear); more than one share the minutes. Default: the policy's.",
+            help="Measure this placement (mlp-all, mlp-one, mlp-last, all-linear); more than one share the minutes. Default: the policy's.",
         ),
     ] = None,
     as_json: JsonOption = False,

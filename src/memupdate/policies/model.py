@@ -90,8 +90,9 @@ class FactsSection(_Section):
 class MemorySection(_Section):
     """The LoRA that holds the facts."""
 
-    placement: Literal["mlp-all", "mlp-one", "all-linear", "auto"] = "mlp-all"
-    """`mlp-one` adapts the MLP of one layer at about 60 % of the depth; `auto`: for an empty memory the cheapest that has a law."""
+    placement: Literal["mlp-all", "mlp-one", "mlp-last", "all-linear", "auto"] = "mlp-all"
+    """`mlp-one` adapts the MLP of one layer at about 60 % of the depth, `mlp-last` that of the last layer; `auto`: for an empty memory the
+    cheapest that has a law."""
     train_basis: bool = False
     """Train `A` too; false leaves it random and frozen."""
     scale: float = Field(default=2.0, gt=0, le=64)

@@ -157,16 +157,25 @@ class Decoder:
 
 
 class _Context:
-    """What the attention layers of one pass share."""
+    """What the attention layers of one pass share; made when the first of them asks, as a pass above all attention has none."""
 
     def __init__(self, decoder: Decoder, hidden: Tensor, rows: Rows) -> None:
         self.decoder, self.rows = decoder, rows
-        self.grid = None if rows.grid is None else rows.grid.to(hidden.device)
         self.shape = (len(rows.ids), rows.width, hidden.shape[-1])
-        self.positions = torch.arange(rows.width, device=hidden.device)[None]
-        self.turns = decoder.rotary(hidden, self.positions)
         self.like = hidden.detach().new_empty(()).expand(self.shape)
         self.masks: dict[bool, Any] = {}
+
+    @cached_property
+    def grid(self) -> Tensor | None:
+        return None if self.rows.grid is None else self.rows.grid.to(self.like.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        return torch.arange(self.rows.width, device=self.like.device)[None]
+
+    @cached_property
+    def turns(self) -> Any:
+        return self.decoder.rotary(self.like, self.positions)
 
     def mask(self, number: int) -> Any:
         """As the model itself makes it; pads stand on the right, where no token looks, and need none."""
