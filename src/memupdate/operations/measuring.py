@@ -128,7 +128,7 @@ def prepare(session: Session, facts: Sequence[Fact], stand_ins: Collection[str],
     told = [fact for fact in facts if fact.id not in stand_ins]
     rule, seed = sample_rule(session, "measured_sample"), session.policy.training.seed
     chosen = draw(told, rule.size(len(told)), seed=seed)
-    probes = _probe_questions(session, facts, progress)
+    probes = probe_questions(session, facts, progress)
     near = _neighbour_questions(session, made_neighbours(chosen, facts, session.probe_facts([]), seed=seed), progress)
     own = fact_questions(
         session.renderer, chosen, told, session.phrasings, system_prompt=session.policy.proof.system_prompt
@@ -136,7 +136,8 @@ def prepare(session: Session, facts: Sequence[Fact], stand_ins: Collection[str],
     return Prepared((*probes, *near, *own), len(probes), rule.statement(len(chosen), len(told)))
 
 
-def _probe_questions(session: Session, facts: Sequence[Fact], progress: Progress) -> list[Question]:
+def probe_questions(session: Session, facts: Sequence[Fact], progress: Progress) -> list[Question]:
+    """The policy's probes with the base model's own answers: what `min_probes_unchanged` is held against."""
     from memupdate.verification.inprocess import baseline_answers
 
     probes = list({prompt_key(probe.prompt): probe for probe in session.probe_facts(list(facts))}.values())
@@ -187,7 +188,6 @@ def measure(
         What was measured, and the share of unchanged probes.
     """
     from memupdate.verification.asking import ask, look_at_tokens
-    from memupdate.verification.inprocess import LocalityResult
 
     base = session.base
     progress(ProgressEvent("measure", 0, len(prepared.questions), "other words, neighbours, general text"))
@@ -196,10 +196,16 @@ def measure(
     tokens = tuple((e.fact_id, views) for e, views in zip(worst, look_at_tokens(base, model, worst), strict=True))
     corpus, text = _general_text(session, model, progress)
     measured = Measured(tuple(answers), corpus, text, tokens, prepared.asked_of)
-    probes = answers[: prepared.probes]
-    changed = tuple(a.question.example.prompt for a in probes if a.judged != "exact")
     progress(ProgressEvent("measure", len(answers), len(answers), _sentence(measured)))
-    return measured, LocalityResult(len(probes), len(probes) - len(changed), changed)
+    return measured, locality_result(answers[: prepared.probes])
+
+
+def locality_result(probes: Sequence[Answered]) -> LocalityResult:
+    """How many probes are answered as the base model answers them."""
+    from memupdate.verification.inprocess import LocalityResult
+
+    changed = tuple(a.question.example.prompt for a in probes if a.judged != "exact")
+    return LocalityResult(len(probes), len(probes) - len(changed), changed)
 
 
 def _sentence(measured: Measured) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from memupdate.facts.model import Fact
 from memupdate.facts.render import Example
 from memupdate.ledger.records import Engine, ProofRecord
-from memupdate.operations.measuring import Measured, measure, prepare
+from memupdate.operations.measuring import Measured, locality_result, measure, prepare, probe_questions
 from memupdate.operations.reports import NearThreshold, ProofFailure
 from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
@@ -89,6 +89,19 @@ def prove_memory(
         base.model = detach(model)
     progress(ProgressEvent("prove", len(facts), len(facts), f"{sum(p.proved for p in proofs)} of {len(facts)} proved"))
     return MemoryProof(tuple(proofs), mean_loss_nats(scores), locality, kl, tuple(gone), measured)
+
+
+def look_at_probes(session: Session, memory: Memory, facts: Sequence[Fact], progress: Progress) -> LocalityResult:
+    """How many probes `memory` answers as the base model does; `facts` are live, and some bring probes of their own."""
+    from memupdate.training.memory import attach, detach
+    from memupdate.verification.asking import ask
+
+    questions = probe_questions(session, facts, progress)
+    model = attach(session.base.model, memory)
+    try:
+        return locality_result(ask(session.base, model, questions, progress))
+    finally:
+        session.base.model = detach(model)
 
 
 def look_at_dead(session: Session, memory: Memory, live: Sequence[Fact], dead: Sequence[Fact]) -> list[DeadAnswer]:

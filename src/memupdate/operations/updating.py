@@ -41,7 +41,14 @@ from memupdate.operations.holding import hold_examples
 from memupdate.operations.matching import write_matcher
 from memupdate.operations.measuring import corpus_text, record_measured
 from memupdate.operations.planning import make_plan
-from memupdate.operations.proving import MemoryProof, failures_of, look_at_dead, proof_records, prove_memory
+from memupdate.operations.proving import (
+    MemoryProof,
+    failures_of,
+    look_at_dead,
+    look_at_probes,
+    proof_records,
+    prove_memory,
+)
 from memupdate.operations.reports import AddReport
 from memupdate.operations.room import means_for
 from memupdate.operations.session import Session
@@ -49,7 +56,7 @@ from memupdate.progress import Progress, ProgressEvent
 from memupdate.storage import canonical_json, file_sha256, new_dir_atomic, write_text_atomic
 
 if TYPE_CHECKING:
-    from memupdate.training.loop import TrainingOutcome
+    from memupdate.training.loop import TrainingOutcome, TrainingSettings
     from memupdate.training.memory import Memory
     from memupdate.verification.gone import DeadAnswer
 
@@ -175,7 +182,7 @@ class BatchRun:
         """Train; where facts stay under the threshold, first more epochs, then the next rank, as the policy allows.
 
         Where all is stored and a compaction guesses dead answers anew, their questions are trained too, then to a higher
-        probability.
+        probability. Where all is stored and too many probes have changed, the guard is tightened.
         """
         from memupdate.training.loop import write_facts
         from memupdate.training.memory import grow
@@ -199,10 +206,11 @@ class BatchRun:
             within = outcome.kl_nats is None or outcome.kl_nats <= policy.guard.max_kl_nats
             stored = proved == len(facts) and within
             left = self.left_over(outcome.memory, facts) if stored else []
-            if (stored and not left) or self.attempts >= policy.escalation.attempts:
+            changed = self.probes_short(outcome.memory, facts) if stored and not left else ""
+            if (stored and not left and not changed) or self.attempts >= policy.escalation.attempts:
                 return outcome
             memory = outcome.memory
-            missing = f"{len(facts) - proved} of {len(facts)} facts unproved"
+            missing = changed or f"{len(facts) - proved} of {len(facts)} facts unproved"
             if left:
                 missing = f"{len(left)} dead answers still come out"
                 held = hold_examples(session, left, self.dead(), facts, self.progress)
@@ -214,6 +222,11 @@ class BatchRun:
             elif left and settings.goal < sure:
                 settings = replace(settings, goal=sure)
                 self.messages.append(f"{missing}: trained on until what replaces them has probability {sure:.2g}")
+            elif changed and outcome.kl_nats is not None:
+                settings = tightened(settings, outcome.kl_nats)
+                self.messages.append(
+                    f"{missing}: trained on under a guard of {settings.guard_weight:g} to half of the harm"
+                )
             elif self.attempts == 1:
                 settings = replace(settings, max_epochs=round(settings.max_epochs * policy.escalation.epochs_factor))
                 self.messages.append(f"{missing}: training on, {settings.max_epochs} epochs more")
@@ -221,6 +234,12 @@ class BatchRun:
                 self.outgrown.append(self.law_point(facts, outcome))
                 memory = grow(memory, rank, seed=seed, scale=scale)
                 self.messages.append(f"{missing}: memory grown to rank {rank}")
+
+    def probes_short(self, memory: Memory, facts: list[Fact]) -> str:
+        """By how much `memory` misses the policy's share of unchanged probes, in words; empty where it does not."""
+        wanted = self.session.policy.proof.min_probes_unchanged
+        found = look_at_probes(self.session, memory, facts, self.progress)
+        return "" if found.share >= wanted else f"{found.share:.1%} of {found.probes} probes answer as before"
 
     def law_point(self, facts: list[Fact], outcome: TrainingOutcome) -> LawPoint:
         """What this batch teaches the law: all live facts at the rank they are held in."""
@@ -401,3 +420,8 @@ class BatchRun:
             locality_share=proof.measured.locality.if_asked if proof else None,
             perplexity_ratio=proof.measured.perplexity_ratio if proof else None,
         )  # fmt: skip
+
+
+def tightened(settings: TrainingSettings, kl_nats: float) -> TrainingSettings:
+    """The same under twice the guard, to half of the harm that a run has done."""
+    return replace(settings, guard_weight=2 * settings.guard_weight, max_kl_nats=kl_nats / 2)
