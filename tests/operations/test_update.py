@@ -188,3 +188,18 @@ def test_training_escalates_to_the_next_rank_and_says_so(
     with workspace.reader() as ledger:
         states = [event.detail for event in ledger.events() if event.batch == report.batch_id]
     assert any(detail.get("state") == "trained" and detail["rank"] == report.rank for detail in states)
+
+
+def test_too_many_changed_probes_tighten_the_guard_before_anything_is_refused(make_workspace: Make, few: Path) -> None:
+    """A guard that is as good as none lets a first try change more than the policy allows; the next one pulls it back."""
+    workspace = make_workspace(
+        guard__weight="0.2", guard__max_kl_nats="2.0", proof__min_probes_unchanged="0.96", escalation__attempts="6"
+    )
+    add_points_of_the_shipped_law(workspace)
+    report = workspace.add(few)
+    assert (report.state, report.facts_proved) == ("released", FEW)
+    assert report.probes_unchanged_share is not None
+    assert report.probes_unchanged_share >= 0.96
+    assert report.attempts > 1
+    (told, *_) = (message for message in report.messages if "trained on under a guard of" in message)
+    assert "probes answer as before" in told

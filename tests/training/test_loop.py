@@ -127,6 +127,18 @@ def test_harm_over_budget_is_pulled_back(
     )
 
 
+@pytest.mark.parametrize(("rank", "share"), [(4, 1.0), (16, 1.0), (64, 0.25)])
+def test_above_rank_16_the_rate_falls_with_the_rank(
+    write: Write, room: Memory, batches: Batches, monkeypatch: pytest.MonkeyPatch, rank: int, share: float
+) -> None:
+    """AdamW's first step moves each number by the rate itself."""
+    monkeypatch.setattr(loop, "_MIN_STEPS", 0)
+    grown = grow(room, rank, seed="0:test", scale=2.0) if rank > room.rank else room
+    once = write(grown, batches[0], max_epochs=1, learning_rate=2e-3, guard_weight=0.0, batch_size=len(batches[0]))
+    assert once.steps == 1
+    assert max(float(b.abs().max()) for b in once.memory.b.values()) == pytest.approx(share * 2e-3, rel=1e-2)
+
+
 @pytest.mark.parametrize("stop", [False, True])
 def test_all_epochs_are_trained_only_where_asked(
     write: Write, trained: TrainingOutcome, batches: Batches, monkeypatch: pytest.MonkeyPatch, stop: bool
