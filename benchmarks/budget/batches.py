@@ -69,6 +69,11 @@ def _stream(kind: str, size: int) -> Iterator[Fact]:
     yield from _of_kind(kind, seed)
 
 
+def number_facts(count: int, *, seed: int) -> list[Fact]:
+    """At most 200 facts of the kind `numbers`, all of one world."""
+    return list(_of_kind("numbers", seed))[:count]
+
+
 def _of_kind(kind: str, seed: int) -> Iterator[Fact]:
     atlas = atlas_world()
     world = atlas.make_world(seed, {"person": 60, "company": 50, "city": 40, "product": 50}, known_names(atlas))

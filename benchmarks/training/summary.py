@@ -46,7 +46,8 @@ def figures(store: Store, plan: Plan) -> Figures:
         found[f"exact_match_{short}"] = _mean_of(store, plan, "phonebook", short, "exact_share")
         found[f"passage_prefix_share_{short}"] = _mean_of(store, plan, "passage", short, "prefix_share")
     full = [row for ladder in plan.ladders if (row := density.found(store, ladder))]
-    own = [row for ladder in plan.ladders if ladder.placement == "mlp-all" and (row := density.found(store, ladder))]
+    world = [ladder for ladder in plan.ladders if ladder.kind == "world"]
+    own = [row for ladder in world if ladder.placement == "mlp-all" and (row := density.found(store, ladder))]
     found["bits_per_parameter"] = own[-1]["bits_per_parameter"] if own else None
     found["bits_per_parameter_best"] = max((row["bits_per_parameter"] for row in full), default=None)
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
@@ -229,7 +230,7 @@ def _density_table(store: Store, plan: Plan) -> str:
     lines = []
     for ladder in plan.ladders:
         if row := density.found(store, ladder):
-            name = f"{ladder.facts} facts, {ladder.placement}"
+            name = f"{ladder.facts} {'facts' if ladder.kind == 'world' else ladder.kind}, {ladder.placement}"
             lines.append(
                 (name, row["rank"], row["parameters"], f"{row['bits']:,.0f}", f"{row['bits_per_parameter']:.3f}")
             )
