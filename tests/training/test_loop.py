@@ -127,8 +127,15 @@ def test_harm_over_budget_is_pulled_back(
     )
 
 
+@pytest.mark.parametrize(
+    ("rank", "layers", "share"), [(4, 4, 1.0), (16, 4, 1.0), (64, 4, 0.25), (64, 1, 1.0), (128, 1, 0.5), (32, 36, 0.5)]
+)
+def test_the_rate_falls_with_rank_and_layers(rank: int, layers: int, share: float) -> None:
+    assert loop.rate_factor(rank, layers) == share
+
+
 @pytest.mark.parametrize(("rank", "share"), [(4, 1.0), (16, 1.0), (64, 0.25)])
-def test_above_rank_16_the_rate_falls_with_the_rank(
+def test_above_rank_16_of_four_layers_the_rate_falls_with_the_rank(
     write: Write, room: Memory, batches: Batches, monkeypatch: pytest.MonkeyPatch, rank: int, share: float
 ) -> None:
     """AdamW's first step moves each number by the rate itself."""

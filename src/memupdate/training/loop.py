@@ -33,10 +33,13 @@ from memupdate.training.tokens import target_tokens
 _RATE_FLOOR = 0.15
 """The learning rate falls with the square root of the share of examples still under the goal, down to this part of it: few tokens
 left under full rate would shake all the others (in a trial with 120 examples: 80 epochs and no end, against 16 to 38)."""
-_FULL_RATE_RANK = 16
-"""Up to this rank the policy's rate is used as it is, above it falls as 1 / r. One step moves all r directions the same way, so what it
-changes grows with r; LoRA's own scaling alpha / r would undo that, and is folded into `A` here. In a trial with 400 facts at rank 64 the
-full rate lost older facts faster than it stored new ones, and a quarter of it was done in 54 epochs."""
+_FULL_RATE_DIRECTIONS = 64
+"""Up to so many directions (the rank times the adapted layers) the policy's rate is used as it is, above it falls as one over them. A step
+moves all of them the same way, so what it changes grows with them; LoRA's own scaling alpha / r would undo that, and is folded into `A`
+here. In a trial with 400 facts at rank 64 of four layers the full rate lost older facts faster than it stored new ones, and a quarter of it
+was done in 54 epochs; at rank 64 of one layer the full rate was the better one."""
+_COUNTED_LAYERS = 4
+"""More adapted layers than were tried count as these."""
 _MIN_STEPS = 480
 """What a small set may take, where `max_epochs` of a step or two each would be too few."""
 _GUARD_RAISE = 1.5
@@ -143,9 +146,9 @@ def write_facts(
         return run_job(base, job, progress, team)
 
 
-def rank_factor(rank: int) -> float:
-    """By which a policy's learning rate is multiplied at this rank."""
-    return min(1.0, _FULL_RATE_RANK / rank)
+def rate_factor(rank: int, layers: int) -> float:
+    """By which a policy's learning rate is multiplied at this rank over so many adapted layers."""
+    return min(1.0, _FULL_RATE_DIRECTIONS / (rank * min(layers, _COUNTED_LAYERS)))
 
 
 def run_job(base: BaseModel, job: Job, progress: Progress, team: Team) -> TrainingOutcome:
@@ -168,7 +171,8 @@ class _Run:
     ) -> None:
         settings, anchors = job.settings, job.anchors
         self.device, self.model, self.examples, self.settings = base.device, model, job.examples, settings
-        self.rank = job.memory.rank
+        layers = len({name.rsplit(".", 2)[0] for name in job.memory.a})
+        self.rate_factor = rate_factor(job.memory.rank, layers)
         self.anchors, self.holdout, self.progress = anchors, job.holdout, progress
         self.passes, self.team = passes, team
         self.objective = make_objective(settings.objective, settings.goal)
@@ -321,7 +325,7 @@ class _Run:
         if self.settings.linear_decay:
             rate = 1 - (self.epochs - 1) / self.max_epochs
         else:
-            rate = max(_RATE_FLOOR, math.sqrt(share_left)) * rank_factor(self.rank)
+            rate = max(_RATE_FLOOR, math.sqrt(share_left)) * self.rate_factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate * self.net.rate_factor
 
