@@ -19,7 +19,7 @@ TUNING = (1e-3, 2e-3, 4e-3, 8e-3)
 """Rates of TRL that are tried at the smallest size; the one that proves first is used for all."""
 
 TUNING_ELSEWHERE = (4e-3, 8e-3, 1.6e-2)
-"""The same under other placements, at every size: one layer alone bears, and needs, higher rates."""
+"""The same under other placements at the smallest size; at others the best of them there."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Size:
     docs_rate: bool = True
     """Whether TRL runs at its documentation's rate too."""
     elsewhere: tuple[tuple[str, int], ...] = ()
-    """Other placements, and the rank there: ours and TRL, at the best of TRL's rates for that placement."""
+    """Other placements, and the rank there: ours and TRL, at the best of TRL's rates."""
+    rates_elsewhere: tuple[float, ...] = TUNING_ELSEWHERE
 
 
 PAPER_RUNS = (("paper-memft-ot", "mlp-all"), ("paper-memft-ot", "mlp-one"))
@@ -62,6 +63,7 @@ FULL = (
         papers=PAPER_RUNS[:1],
         docs_rate=False,
         elsewhere=(("mlp-one", 32), ("mlp-last", 32)),
+        rates_elsewhere=(4e-3,),
     ),
     Size(1024, 32, 3, docs_rate=False),
 )
@@ -98,7 +100,7 @@ def cells_of(size: Size, rate: float) -> list[Cell]:
 def cells_elsewhere(size: Size, placement: str, rank: int) -> list[Cell]:
     """Ours without and with the guard, and TRL at every rate, under another placement."""
     there = Cell("ours", size.facts, rank, placement)
-    trials = [Cell("trl", size.facts, rank, placement, rate=rate) for rate in TUNING_ELSEWHERE]
+    trials = [Cell("trl", size.facts, rank, placement, rate=rate) for rate in size.rates_elsewhere]
     return [there, replace(there, guard=POLICY_GUARD), *trials]
 
 
