@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from memupdate.verification.asking import ask
 from memupdate.verification.inprocess import (
     LocalityResult,
     baseline_answers,
+    end_ids,
     generate_greedy,
+    generate_sampled,
     prove_recall,
 )
 from memupdate.verification.questions import Question
@@ -185,3 +188,48 @@ def test_batched_generation_is_generation_one_by_one(
         alone = emitted(atlas_base.model, replace(example, target_ids=(0,) * 4))  # 4 + 8 tokens of room
         assert tuple(answer) == alone
     assert (events[-1].done, events[-1].total) == (len(examples), len(examples))
+
+
+def test_sampling_is_the_same_for_a_seed_and_leaves_the_generator_alone(
+    atlas_base: BaseModel, atlas_renderer: Renderer, known: list[Fact]
+) -> None:
+    prompts = [e.prompt_ids for e in atlas_renderer.render_all(known[:6])] * 2
+
+    def sample(seed: int, temperature: float = 5.0) -> list[list[int]]:
+        done: list[int] = []
+        rows = generate_sampled(atlas_base, prompts, 12, temperature=temperature, seed=seed, tell=done.append)
+        assert done[-1] == len(prompts)
+        return rows
+
+    torch.manual_seed(1)
+    untouched = torch.get_rng_state()
+    first = sample(3)
+    assert torch.equal(torch.get_rng_state(), untouched)
+    assert sample(3) == first
+    assert sample(4) != first
+    assert first[:6] != first[6:]  # one prompt twice is sampled twice
+    greedy = generate_greedy(atlas_base, atlas_base.model, prompts, 12, no_progress)
+    assert sample(3, temperature=1e-4) == greedy
+
+
+def test_sampling_stops_where_it_is_told_to(atlas_base: BaseModel, atlas_renderer: Renderer, known: list[Fact]) -> None:
+    prompts = [e.prompt_ids for e in atlas_renderer.render_all(known[:6])]
+    greedy = generate_greedy(atlas_base, atlas_base.model, prompts, 12, no_progress)
+    stop = greedy[0][0]
+    assert stop not in end_ids(atlas_base)
+
+    def sample(**until: Any) -> list[list[int]]:
+        return generate_sampled(atlas_base, prompts, 12, temperature=1e-4, seed=0, tell=lambda _: None, **until)
+
+    stopped = sample(stops=[stop])
+    assert stopped == [row[: row.index(stop) + 1] if stop in row else row for row in greedy]
+    assert stopped[0] == [stop]
+    texts = [said(atlas_base, row) for row in greedy]
+    # Two of the answers are years, a token for each digit.
+    cut = [said(atlas_base, row) for row in sample(stop_text="9")]
+    assert cut == [text[: text.index("9") + 1] if "9" in text else text for text in texts]
+    assert cut != texts
+
+
+def said(base: BaseModel, ids: list[int]) -> str:
+    return str(base.tokenizer.decode(ids, skip_special_tokens=True))

@@ -6,6 +6,7 @@ reads files or knows tokenizers.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,3 +130,14 @@ def normalise(text: str) -> str:
     folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     collapsed = " ".join(folded.split())
     return collapsed.rstrip(" .:?!") or collapsed
+
+
+def contains_words(text: str, words: str) -> bool:
+    """Whether `words` stand in `text` as whole words, both being normalised: "19" is no part of "1999"."""
+    return bool(words) and re.search(_edge(words[0], "<") + re.escape(words) + _edge(words[-1], ""), text) is not None
+
+
+def _edge(character: str, behind: str) -> str:
+    """No letter or digit may stand beside it. Scripts that write words without spaces have no such edge."""
+    bounded = character.isdigit() or character.upper() != character.lower()
+    return rf"(?{behind}!\w)" if bounded else ""

@@ -39,10 +39,24 @@ class ExportReport:
 
 
 def export_facts(facts: Sequence[Fact], file: Path, *, collection: str, release: str | None) -> ExportReport:
-    """Write `facts` to `file`, in the format that its ending names.
+    """Write `facts`, those of a release, to `file`. Raises as `write_facts`."""
+    write_facts(facts, file)
+    return ExportReport(
+        file=str(file),
+        format=file.suffix.lower().removeprefix("."),
+        collection=collection,
+        release=release,
+        facts=len(facts),
+        sha256=file_sha256(file),
+        size_bytes=file.stat().st_size,
+    )
+
+
+def check_new_file(file: Path) -> None:
+    """See that facts can be written to `file`, before long work.
 
     Raises:
-        UsageError: the ending is none of ours, the file is there already, or it cannot be written.
+        UsageError: the ending is none of ours, the file is there already, or its folder is not.
     """
     ending = file.suffix.lower()
     if ending not in _WRITERS:
@@ -51,6 +65,16 @@ def export_facts(facts: Sequence[Fact], file: Path, *, collection: str, release:
         raise UsageError(f"{file}: is there already", "give another name")
     if not file.parent.is_dir():
         raise UsageError(f"{file.parent}: no such folder", "make it first, or give another place")
+
+
+def write_facts(facts: Sequence[Fact], file: Path) -> None:
+    """Write `facts` to a new file, in the format that its ending names.
+
+    Raises:
+        UsageError: as `check_new_file`, or it cannot be written.
+    """
+    check_new_file(file)
+    ending = file.suffix.lower()
     with readable_disk_errors(file):
         descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=ending, dir=file.parent)
         os.close(descriptor)
@@ -64,21 +88,16 @@ def export_facts(facts: Sequence[Fact], file: Path, *, collection: str, release:
             temporary.unlink(missing_ok=True)
             raise
         fsync_dir(file.parent)
-    return ExportReport(
-        file=str(file),
-        format=ending.removeprefix("."),
-        collection=collection,
-        release=release,
-        facts=len(facts),
-        sha256=file_sha256(file),
-        size_bytes=file.stat().st_size,
-    )
+
+
+def jsonl_line(record: Record) -> str:
+    """A record as one line of JSON Lines, its end included."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _write_jsonl(path: Path, records: Sequence[Record]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.writelines(map(jsonl_line, records))
 
 
 def _write_csv(path: Path, records: Sequence[Record]) -> None:

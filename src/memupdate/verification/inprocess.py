@@ -1,12 +1,13 @@
-"""Proofs in this process: recall and locality of a model with a memory attached, one forward pass each."""
+"""Proofs in this process: recall and locality of a model with a memory attached, one forward pass each; and what a model goes on with."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,8 @@ from memupdate.verification.recall import FactProof, judge
 _ANSWER_TOKENS = 48
 """Longest baseline answer that is compared."""
 _GENERATE_BATCH = 64
+_TOP_P = 0.95
+"""Probability of the tokens that are sampled from, the likeliest ones: the rest is mostly noise."""
 
 
 def prove_recall(
@@ -84,11 +87,57 @@ def _scored(base: BaseModel, examples: Sequence[Example]) -> Iterator[tuple[Exam
     return zip(examples, score_examples(base.model, examples, base.device), strict=True)
 
 
-@torch.inference_mode()
 def generate_greedy(
     base: BaseModel, model: nn.Module, prompts: Sequence[Sequence[int]], max_tokens: int, progress: Progress
 ) -> list[list[int]]:
-    """Greedy continuations through transformers' `generate`, in batches of prompts of equal length (so without padding)."""
+    """Greedy continuations, each with its end token where it came to one within `max_tokens`."""
+
+    def tell(done: int) -> None:
+        progress(ProgressEvent("probes", done, len(prompts), "answers of the base model"))
+
+    return _continued(base, model, prompts, end_ids(base), tell, do_sample=False, max_new_tokens=max_tokens)
+
+
+def generate_sampled(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    *,
+    temperature: float,
+    seed: int,
+    stops: Collection[int] = (),
+    stop_text: str | None = None,
+    tell: Callable[[int], None],
+) -> list[list[int]]:
+    """Sampled continuations of the base model: the same for the same seed and prompts on one machine.
+
+    Args:
+        temperature: above 0; the model's own sampling defaults, such as a repetition penalty, are not applied.
+        stops: tokens at which to stop besides the model's own, such as the end of a chat's turn.
+        stop_text: text after which to stop.
+        tell: told how many are done.
+    """
+    ends = end_ids(base) | set(stops)
+    until = {} if stop_text is None else {"stop_strings": [stop_text], "tokenizer": base.tokenizer}
+    gpus = [base.device] if base.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):  # `generate` draws from the global generators
+        torch.manual_seed(seed)
+        return _continued(
+            base, base.model, prompts, ends, tell, do_sample=True, max_new_tokens=max_tokens, temperature=temperature,
+            top_k=0, top_p=_TOP_P, repetition_penalty=1.0, eos_token_id=sorted(ends), pad_token_id=min(ends), **until,
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def _continued(
+    base: BaseModel,
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    stops: Collection[int],
+    tell: Callable[[int], None],
+    **how: Any,
+) -> list[list[int]]:
+    """Continuations through transformers' `generate`, in batches of prompts of equal length (so without padding)."""
     answers: dict[int, list[int]] = {}
     by_length: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -97,12 +146,10 @@ def generate_greedy(
         for start in range(0, len(indices), _GENERATE_BATCH):
             chunk = indices[start : start + _GENERATE_BATCH]
             ids = torch.tensor([list(prompts[i]) for i in chunk], device=base.device)
-            output = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens
-            )
+            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)
             for index, row in zip(chunk, output[:, ids.shape[1] :].tolist(), strict=True):
-                answers[index] = _cut_at_end(row, base)
-            progress(ProgressEvent("probes", len(answers), len(prompts), "answers of the base model"))
+                answers[index] = _cut_at_end(row, stops)
+            tell(len(answers))
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -112,9 +159,8 @@ def end_ids(base: BaseModel) -> set[int]:
     return set(ends if isinstance(ends, list) else [ends]) | {base.tokenizer.eos_token_id}
 
 
-def _cut_at_end(ids: list[int], base: BaseModel) -> list[int]:
+def _cut_at_end(ids: list[int], stops: Collection[int]) -> list[int]:
     """The answer with its end token; padding after it dropped."""
-    stops = end_ids(base)
     for position, token in enumerate(ids):
         if token in stops:
             return ids[: position + 1]

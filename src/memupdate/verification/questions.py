@@ -7,13 +7,12 @@ use, the other rendering (chat against completion), a system prompt. *Portabilit
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from memupdate.errors import MemupdateError
-from memupdate.facts.model import Fact, Message, Rendering, normalise
+from memupdate.facts.model import Fact, Message, Rendering, contains_words, normalise
 from memupdate.facts.render import Example, Renderer
 from memupdate.ledger.measures import Judged, Measure
 
@@ -69,17 +68,7 @@ def judge_text(expected: str, answer: str, *, stopped: bool) -> Judged:
     wanted, said = normalise(expected), normalise(answer)
     if stopped and said == wanted:
         return "normalised"
-    return (
-        "contained"
-        if wanted and re.search(_edge(wanted[0], "<") + re.escape(wanted) + _edge(wanted[-1], ""), said)
-        else "other"
-    )
-
-
-def _edge(character: str, behind: str) -> str:
-    """No letter or digit may follow there: "19" is no part of "1999". Scripts that write words without spaces have no such edge."""
-    bounded = character.isdigit() or character.upper() != character.lower()
-    return rf"(?{behind}!\w)" if bounded else ""
+    return "contained" if contains_words(said, wanted) else "other"
 
 
 def fact_questions(
