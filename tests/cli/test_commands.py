@@ -42,6 +42,7 @@ COMMANDS = [
     ["facts", "export"],
     ["facts", "retract"],
     ["facts", "purge"],
+    ["facts", "paraphrase"],
     ["ledger"],
     ["ledger", "backup"],
     ["ledger", "restore"],

@@ -47,6 +47,7 @@ def emit(
     hide: Iterable[str] = (),
     columns: Sequence[str] | None = None,
     view: Callable[[Any], Sequence[RenderableType]] | None = None,
+    on_stderr: bool = False,
 ) -> None:
     """Print a report, or a sequence of them.
 
@@ -57,13 +58,14 @@ def emit(
         hide: keys that people do not need to see; JSON keeps them.
         columns: keys to show of a sequence's rows, in this order; all of them if not given.
         view: what people see, for reports with tables of their own.
+        on_stderr: tables go there, for commands whose stdout is their result.
     """
     if as_json:
         print_json(command, to_plain(report))
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(stderr=on_stderr)
     parts = view(report) if view else views(command, to_plain(report), hide=frozenset(hide), columns=columns)
     for part in parts:
         console.print(part)

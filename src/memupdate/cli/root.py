@@ -26,6 +26,7 @@ from memupdate.cli import (
     formats,
     law,
     ledger,
+    paraphrase,
     purge,
     report,
     retract,
@@ -146,6 +147,7 @@ facts.register(app)
 ledger.register(app)
 retract.register(facts.facts_app)
 formats.register(facts.facts_app)
+paraphrase.register(facts.facts_app)
 purge.register(facts.facts_app)
 compact.register(app)
 demo.register(app)

@@ -13,7 +13,7 @@ from typing import Any
 from memupdate.budget.plan import Plan
 from memupdate.errors import FactsError, MemupdateError, OverBudget, UsageError
 from memupdate.facts.model import Fact
-from memupdate.facts.reader import read_facts
+from memupdate.facts.reader import collect_facts, read_facts
 from memupdate.law.density import density_from
 from memupdate.law.points import points_from_json
 from memupdate.layout import COLLECTION_PATTERN, WorkspaceLayout
@@ -28,6 +28,8 @@ from memupdate.operations import (
     canaries,
     compacting,
     explaining,
+    exporting,
+    paraphrasing,
     planning,
     publishing,
     purging,
@@ -320,6 +322,54 @@ class Workspace(LedgerQuestions):
                 plan.rank,
                 self.session.training_examples([*live, *incoming]),
             )
+
+    def paraphrase(
+        self,
+        facts: Path,
+        *,
+        out: Path | None = None,
+        count: int = paraphrasing.DEFAULT_COUNT,
+        attempts: int = paraphrasing.DEFAULT_ATTEMPTS,
+        seed: int | None = None,
+        collection: str | None = None,
+        skip_invalid: bool = False,
+        columns: Mapping[str, str] | None = None,
+        format: str | None = None,
+        progress: Progress = no_progress,
+    ) -> paraphrasing.ParaphraseReport:
+        """A facts file with other wordings that the base model found, to be looked through and then added. The ledger is not written.
+
+        Args:
+            facts: a file, or `-` for standard input.
+            out: a new file for them; None: the report has them as `written`.
+            count: new wordings of each fact, at most.
+            attempts: rounds of sampling `count` texts for each fact that lacks wordings still.
+            seed: of the sampling; the policy's `training.seed` if not given.
+            collection: whose live facts no new wording may ask for; the workspace's own if not given.
+            skip_invalid: take the valid records and list the others.
+            columns, format: see `memupdate.facts.FactStream`.
+            progress: told what is being done.
+
+        Raises:
+            UsageError: `out` is there already or cannot be written, or no wording or round is asked for.
+            FactsError: the file cannot be taken.
+            ModelError: the base model cannot be loaded.
+        """
+        if count < 1 or attempts < 1:
+            raise UsageError(f"{count} wordings in {attempts} rounds is nothing to do", "give 1 or more of both")
+        if out is not None:
+            exporting.check_new_file(out)
+        stream = self.session.fact_stream(facts, columns=columns, format=format)
+        found = collect_facts(stream, skip_invalid=skip_invalid)
+        with self.reader() as ledger:
+            live = ledger.live_facts(collection or self.collection)
+        given = [located.fact for located in found.facts]
+        wish = paraphrasing.Wish(count, attempts, self.session.policy.training.seed if seed is None else seed)
+        report = paraphrasing.paraphrase(self.session, given, live, wish, progress)
+        if out is not None:
+            exporting.write_facts(report.written, out)
+        skipped = tuple(problem.describe(found.path) for problem in found.skipped)
+        return replace(report, out=None if out is None else str(out), skipped=skipped)
 
     def plan_compaction(
         self, *, collection: str | None = None, progress: Progress = no_progress
