@@ -178,7 +178,7 @@ def test_serve_ends_a_failing_canary_by_itself(
 ) -> None:
     (url, _), (engine, _) = two
     monkeypatch.setattr(
-        "memupdate.operations.workspace.replicas_of", lambda session, _served=(): replicas_of(session, [url])
+        "memupdate.operations.deployment.replicas_of", lambda session, _served=(): replicas_of(session, [url])
     )
     told: list[str] = []
     workspace.publish("acme@v1")

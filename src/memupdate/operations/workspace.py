@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from memupdate.budget.plan import Plan
 from memupdate.errors import FactsError, MemupdateError, OverBudget, UsageError
@@ -31,7 +29,6 @@ from memupdate.operations import (
     exporting,
     paraphrasing,
     planning,
-    publishing,
     purging,
     reporting,
     retracting,
@@ -42,13 +39,12 @@ from memupdate.operations import (
 from memupdate.operations.aliases import sync_manifest
 from memupdate.operations.backing_up import BackupReport
 from memupdate.operations.config import POLICY_FILE, WorkspaceConfig, write_config
-from memupdate.operations.questions import LedgerQuestions
-from memupdate.operations.replicas import NO_ENGINE_HINT, Replica, replicas_of
+from memupdate.operations.deployment import Deployment
+from memupdate.operations.replicas import NO_ENGINE_HINT, replicas_of
 from memupdate.operations.reports import (
     AddReport,
     CalibrationReport,
     PlanReport,
-    PublishReport,
     ReleaseRow,
     StatusReport,
     VerifyReport,
@@ -60,8 +56,6 @@ from memupdate.operations.updating import BatchRun
 from memupdate.policies import load_policy, parse_resolved_policy, policy_path
 from memupdate.progress import Progress, no_progress
 from memupdate.reports.content import CapacityReport
-from memupdate.serving.engine import Engine, EngineSettings
-from memupdate.serving.manifest import AliasEntry, read_manifest
 from memupdate.storage import ensure_dir, readable_disk_errors, remove_leftovers, write_bytes_atomic
 
 PROBES_FILE = "probes.jsonl"
@@ -70,7 +64,7 @@ SHIPPED_POINTS = "calibration*.json"
 """One file for each placement, or one for several."""
 
 
-class Workspace(LedgerQuestions):
+class Workspace(Deployment):
     """A folder with a ledger, a registry of releases, a policy and a base model.
 
     Args:
@@ -81,10 +75,6 @@ class Workspace(LedgerQuestions):
         UsageError: there is no workspace at `root`.
         PolicyError: its policy is not valid.
     """
-
-    def __init__(self, root: Path | str, *, overrides: Mapping[str, Any] | None = None) -> None:
-        super().__init__(root)
-        self.session = Session.open(self.layout.root, overrides)
 
     @classmethod
     def init(
@@ -143,28 +133,6 @@ class Workspace(LedgerQuestions):
                 _take_shipped_points(Session(root, config, load_policy(str(root / POLICY_FILE))), ledger)
             write_config(root, config)  # last: with it the folder is a workspace
         return cls(root)
-
-    @property
-    def root(self) -> Path:
-        """The workspace's folder."""
-        return self.session.root
-
-    @property
-    def collection(self) -> str:
-        """The collection that `add` writes to."""
-        return self.session.config.collection
-
-    @contextmanager
-    def writer(self, command: str) -> Iterator[Ledger]:
-        """The ledger for writing, under the workspace's lock. Raises WorkspaceLocked, which names the holder."""
-        with (
-            workspace_lock(self.session.layout.lock, f"memupdate {command}"),
-            Ledger.open(self.session.layout.ledger) as ledger,
-        ):
-            for folder in self.session.layout.written_under_lock:
-                remove_leftovers(folder)
-            yield ledger
-            ledger.index_facts()  # for search, which finds what a crash left to be indexed all the same
 
     def backup(self, file: Path | str) -> BackupReport:
         """Write ledger, releases, slices and settings to one tar file, at one moment, while others go on writing.
@@ -541,71 +509,6 @@ class Workspace(LedgerQuestions):
         with self.reader() as ledger:
             return explaining.explain_answer(self.session, ledger, fact, release=release, progress=progress)
 
-    def publish(
-        self,
-        release: str,
-        *,
-        canary: float | None = None,
-        served: Sequence[str] = (),
-        progress: Progress = no_progress,
-    ) -> PublishReport:
-        """Prove a release on an engine, warm it on all, point its alias at it, and see that each answers with it.
-
-        Args:
-            canary: share of the conversations that go to it, above 0 and below 1; None: all of them.
-            served: URLs of engines that read this workspace's registry, on whatever machine; by default those that run here.
-            progress: told what is being done.
-
-        Raises:
-            EngineError: no engine is running for this workspace, or one does not answer with the release.
-            ProofFailed: the engine does not recall every fact.
-            UsageError: the alias cannot have this canary, or a URL is none.
-        """
-        with self.writer(f"publish {release}") as ledger:
-            return publishing.publish(
-                self.session, ledger, release, replicas=replicas_of(self.session, served), progress=progress, canary_share=canary
-            )  # fmt: skip
-
-    def promote(
-        self, alias: str | None = None, *, served: Sequence[str] = (), progress: Progress = no_progress
-    ) -> PublishReport:
-        """All conversations of the alias go to its canary, after each engine has proved it again.
-
-        Raises:
-            UsageError: no canary runs.
-            ProofFailed: it fell short of the policy, and was ended.
-            EngineError: no engine runs, or one does not answer with the release.
-        """
-        with self.writer("promote") as ledger:
-            replicas = replicas_of(self.session, served)
-            return canaries.promote(
-                self.session, ledger, alias or self.collection, replicas=replicas, progress=progress
-            )
-
-    def abort(self, alias: str | None = None, *, served: Sequence[str] = ()) -> PublishReport:
-        """End the alias's canary: all conversations go to its release again. Raises UsageError where none runs."""
-        with self.writer("abort") as ledger:
-            replicas = replicas_of(self.session, served)
-            return canaries.abort(self.session, ledger, alias or self.collection, replicas=replicas)
-
-    def abort_failing(self, *, served: Sequence[str] = ()) -> list[PublishReport]:
-        """End the canaries, of all aliases, whose answers fall short of the policy by the engines' counters; those ended."""
-        with self.writer("abort --if-failing") as ledger:
-            return canaries.abort_failing(self.session, ledger, replicas=replicas_of(self.session, served))
-
-    def rollback(self, alias: str | None = None, *, served: Sequence[str] = ()) -> PublishReport:
-        """End the alias's canary, or, where none runs, point it at the release that it pointed at before."""
-        with self.writer("rollback") as ledger:
-            replicas = replicas_of(self.session, served)
-            return publishing.rollback(self.session, ledger, alias or self.collection, replicas=replicas)
-
-    def _publish(self, ledger: Ledger, release: str, replicas: Sequence[Replica], progress: Progress) -> PublishReport:
-        """What a batch waits for; as a canary where it was meant as one."""
-        share = canaries.share_of_waiting(ledger, sync_manifest(self.session, ledger), release)
-        return publishing.publish(
-            self.session, ledger, release, replicas=replicas, progress=progress, canary_share=share
-        )
-
     def releases(self, collection: str | None = None) -> list[ReleaseRow]:
         """All releases, newest first."""
         aliases = self._aliases()
@@ -676,99 +579,6 @@ class Workspace(LedgerQuestions):
         with self.reader() as ledger:
             return reporting.capacity_report(self.session, ledger, self._aliases(), collection=collection)
 
-    def serve(
-        self,
-        *,
-        port: int = 8000,
-        host: str = "127.0.0.1",
-        replicas: int = 1,
-        print_command: bool = False,
-        progress: Progress = no_progress,
-    ) -> str:
-        """Run vLLM until Ctrl-C or SIGTERM, publishing first what was released while no engine ran. Engines that die are
-        started again within the policy's bounds.
-
-        Args:
-            port: of the first engine; further ones take the next ports.
-            host: address to listen on.
-            replicas: engines on this machine.
-            print_command: start nothing and return the shell line that would.
-            progress: told each step.
-
-        Raises:
-            UsageError: an engine of this workspace runs already, or the port is in use.
-            EngineError: vLLM did not start, or died too often.
-        """
-        settings, limits = self._engine_settings(host=host, port=port)
-        if print_command:
-            return serving.command_text(settings)
-        supervisors = serving.supervisors_of(self.session, settings, limits, replicas=replicas, progress=progress)
-        tell = serving.teller(self.layout, progress)
-        for line in limits.lines:
-            tell(line)
-
-        def publish_and_tell() -> None:
-            self.publish_pending(progress)
-            progress_ready(progress, "/v1, ".join(s.engine.url for s in supervisors), self._aliases())
-
-        serving.keep_serving(supervisors, publish_and_tell, tell, meanwhile=lambda: self.end_failing_canaries(tell))
-        return ""
-
-    def end_failing_canaries(self, tell: Callable[[str], None]) -> None:
-        """One look at the running canaries, as `serve` takes it every few seconds: those that fall short of the policy end.
-
-        The workspace is locked only for ending one. What is in the way now, a lock or an engine that is being started again, is
-        left to the next look.
-        """
-        with suppress(MemupdateError):
-            if not any(entry.canary for entry in self._entries().values()):
-                return
-            manifest = read_manifest(self.layout.registry.manifest)
-            reasons = canaries.failing(self.session, manifest, replicas_of(self.session))
-            for alias, reason in reasons.items():
-                with self.writer("serve") as ledger:
-                    canaries.abort(self.session, ledger, alias, replicas=(), reason=reason)
-                tell(f"the canary of {alias} has ended: {reason}")
-
-    def _engine_settings(self, *, host: str, port: int) -> tuple[EngineSettings, serving.EngineLimits]:
-        with self.writer("serve") as ledger:
-            sync_manifest(self.session, ledger)
-            limits = serving.engine_limits(self.session, ledger)
-            return serving.engine_settings(self.session, ledger, host=host, port=port), limits
-
-    @contextmanager
-    def engine(self, *, port: int = 0, host: str = "127.0.0.1", progress: Progress = no_progress) -> Iterator[str]:
-        """A running engine for the block, for notebooks, tests and the demo; yields its URL."""
-        with self.engine_to_start(port=port, host=host) as engine:
-            engine.start(progress)
-            yield engine.url
-
-    @contextmanager
-    def engine_to_start(self, *, port: int = 0, host: str = "127.0.0.1") -> Iterator[Engine]:
-        """An engine for the caller to `start`, stopped at the end of the block. Raises UsageError where one runs already."""
-        settings, _ = self._engine_settings(host=host, port=port)
-        with serving.engine_of(self.session, settings) as engine:
-            yield engine
-
-    def publish_pending(self, progress: Progress = no_progress) -> list[PublishReport]:
-        """Publish the latest release of each collection whose batch was waiting for an engine."""
-        done = []
-        with self.writer("serve") as ledger:
-            waiting = {
-                b.collection: b.release for b in ledger.batches(unfinished=True) if b.state == "released" and b.release
-            }
-            replicas = replicas_of(self.session)
-            for release in waiting.values():
-                done.append(self._publish(ledger, release, replicas, progress))
-        return done
-
-    def _aliases(self) -> dict[str, str]:
-        return {alias: entry.release for alias, entry in self._entries().items()}
-
-    def _entries(self) -> Mapping[str, AliasEntry]:
-        path = self.session.layout.registry.manifest
-        return read_manifest(path).aliases if path.exists() else {}
-
     def _release(self, ledger: Ledger, name: str | None, collection: str | None = None) -> ReleaseRecord:
         if name is not None:
             return ledger.release(name)
@@ -777,14 +587,6 @@ class Workspace(LedgerQuestions):
         if latest is None:
             raise UsageError(f"{collection}: nothing was released yet", "add facts first: `memupdate add FACTS`")
         return latest
-
-
-def progress_ready(progress: Progress, url: str, aliases: dict[str, str]) -> None:
-    """Tell where to ask and what answers."""
-    from memupdate.progress import ProgressEvent
-
-    names = ", ".join(f"{alias} → {release}" for alias, release in aliases.items()) or "no release is published yet"
-    progress(ProgressEvent("serve", 1, 1, f"{url}/v1  {names}  (Ctrl-C stops)"))
 
 
 def _take_shipped_points(session: Session, ledger: Ledger) -> None:
