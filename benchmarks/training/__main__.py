@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> summary.Figures:
 def _run(part: str, lab: Lab, store: Store, plan: summary.Plan, sizes: Sequence[int] | None, folder: Path) -> None:
     if part == "writing":
         chosen = [size for size in plan.sizes if not sizes or size.facts in sizes]
-        writing.run(lab, store, chosen, plan.sizes[0])
+        writing.run(lab, store, chosen)
     elif part == "forgetting":
         forgetting.run(lab, store, plan.batches)
     elif part == "objectives":

@@ -54,7 +54,7 @@ def figures(store: Store, plan: Plan) -> Figures:
 
 
 def _time_figures(store: Store, plan: Plan, size: writing.Size) -> Figures:
-    facts, rows = size.facts, _rows(store, plan, size)
+    facts, rows = size.facts, _rows(store, size)
     ours = rows.get("ours")
     found: Figures = {
         f"ours_{facts}_s": ours and ours["cpu_s"],
@@ -90,14 +90,14 @@ def _figures_elsewhere(store: Store, size: writing.Size, placement: str, rank: i
     }
 
 
-def _rows(store: Store, plan: Plan, size: writing.Size) -> dict[str, Row]:
+def _rows(store: Store, size: writing.Size) -> dict[str, Row]:
     """The measured cells of a size, by a short name."""
-    found = {_name(cell): writing.found(store, cell) for cell in _cells(store, plan, size)}
+    found = {_name(cell): writing.found(store, cell) for cell in _cells(store, size)}
     return {name: row for name, row in found.items() if row is not None}
 
 
-def _cells(store: Store, plan: Plan, size: writing.Size) -> list[Cell]:
-    rate = writing.best_rate(store, plan.sizes[0])
+def _cells(store: Store, size: writing.Size) -> list[Cell]:
+    rate = writing.best_rate(store, size)
     return writing.cells_of(size, rate) if rate else []
 
 
@@ -163,7 +163,7 @@ def tables(store: Store, plan: Plan, picture: str) -> str:
 def _time_table(store: Store, plan: Plan) -> str:
     lines: list[Sequence[object]] = []
     for size in plan.sizes:
-        for cell in [*_cells(store, plan, size), *_shown_elsewhere(store, size)]:
+        for cell in [*_cells(store, size), *_shown_elsewhere(store, size)]:
             row = writing.found(store, cell)
             if row is None:
                 continue
@@ -255,7 +255,7 @@ def _draw_frontier(axes: Any, store: Store, plan: Plan) -> None:
         ("trl tuned", "TRL, tuned rate", QUIET, "s"), ("paper-memft-ot mlp-all", "paper, all layers", BAD, "D"),
         ("paper-memft-ot mlp-one", "paper, one layer", BAD, "^"),
     ]  # fmt: skip
-    rows = {size.facts: _rows(store, plan, size) for size in plan.sizes}
+    rows = {size.facts: _rows(store, size) for size in plan.sizes}
     for name, label, colour, mark in kinds:
         points = [(found[name]["proved"], 100 * found[name]["known_kept"]) for found in rows.values() if name in found]
         if points:

@@ -16,10 +16,12 @@ from benchmarks.training.store import Row, Store, code_of_baselines, code_of_our
 
 STUDY = "writing"
 TUNING = (1e-3, 2e-3, 4e-3, 8e-3)
-"""Rates of TRL that are tried at the smallest size; the one that proves first is used for all."""
+"""Rates of TRL that are tried at the smallest size; the one that proves first is used."""
+TUNING_LARGER = (1e-3, 4e-3)
+"""The same at larger sizes, which may want a lower one than the smallest."""
 
 TUNING_ELSEWHERE = (4e-3, 8e-3, 1.6e-2)
-"""The same under other placements at the smallest size; at others the best of them there."""
+"""The same under other placements at the smallest size."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Size:
     """Whether TRL runs at its documentation's rate too."""
     elsewhere: tuple[tuple[str, int], ...] = ()
     """Other placements, and the rank there: ours and TRL, at the best of TRL's rates."""
-    rates_elsewhere: tuple[float, ...] = TUNING_ELSEWHERE
+    rates: tuple[float, ...] = TUNING_LARGER
+    """Of TRL."""
+    rates_elsewhere: tuple[float, ...] = TUNING_LARGER
 
 
 PAPER_RUNS = (("paper-memft-ot", "mlp-all"), ("paper-memft-ot", "mlp-one"))
@@ -54,6 +58,8 @@ FULL = (
         papers=PAPER_RUNS,
         changes=tuple(CHANGES),
         elsewhere=(("mlp-one", 16), ("mlp-last", 16)),
+        rates=TUNING,
+        rates_elsewhere=TUNING_ELSEWHERE,
     ),
     Size(
         256,
@@ -63,19 +69,17 @@ FULL = (
         papers=PAPER_RUNS[:1],
         docs_rate=False,
         elsewhere=(("mlp-one", 32), ("mlp-last", 32)),
-        rates_elsewhere=(4e-3,),
     ),
     Size(1024, 32, 3, docs_rate=False),
 )
-QUICK = (Size(16, 4, 6, guards=(80.0,), papers=PAPER_RUNS[:1], changes=("SFT",)),)
+QUICK = (Size(16, 4, 6, guards=(80.0,), papers=PAPER_RUNS[:1], changes=("SFT",), rates=TUNING),)
 POLICY_GUARD = 20.0
 
 
-def run(lab: Lab, store: Store, sizes: Sequence[Size], smallest: Size) -> None:
-    """Measure what is missing. TRL's rate is tuned at the `smallest` size of the study."""
-    rate = _tuned_rate(lab, store, smallest)
+def run(lab: Lab, store: Store, sizes: Sequence[Size]) -> None:
+    """Measure what is missing. TRL's rate is tuned at each size."""
     for size in sizes:
-        ours = _measure(lab, store, Cell("ours", size.facts, size.rank), 0.0)
+        ours, rate = _measure(lab, store, Cell("ours", size.facts, size.rank), 0.0), _tuned_rate(lab, store, size)
         for cell in cells_of(size, rate)[1:]:
             _measure(lab, store, cell, size.cap * ours["cpu_s"])
         for placement, rank in size.elsewhere:
@@ -114,7 +118,7 @@ def _tuned_rate(lab: Lab, store: Store, size: Size) -> float:
 
 
 def best_rate(store: Store, size: Size) -> float | None:
-    """The rate of `TUNING` with which TRL proves a size first, or most of it; None while one is not measured."""
+    """The rate of those tried with which TRL proves a size first, or most of it; None while one is not measured."""
     best = best_of(store, _trials(size))
     return best.rate if best else None
 
@@ -126,7 +130,7 @@ def best_of(store: Store, cells: Sequence[Cell]) -> Cell | None:
 
 
 def _trials(size: Size) -> list[Cell]:
-    return [Cell("trl", size.facts, size.rank, rate=rate) for rate in TUNING]
+    return [Cell("trl", size.facts, size.rank, rate=rate) for rate in size.rates]
 
 
 def code_of(cell: Cell) -> str:

@@ -37,15 +37,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-def test_the_clock_leaves_out_what_is_paused() -> None:
+def test_the_clock_leaves_out_what_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"wall": 10.0, "cpu": 3.0}
+    monkeypatch.setattr(time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(time, "process_time", lambda: now["cpu"])
     watch = Stopwatch()
+    now.update(wall=11.0, cpu=3.5)
     with watch.paused():
-        time.sleep(0.3)
-        sum(range(2_000_000))
-    assert watch.wall_s < 0.1
-    assert watch.cpu_s < 0.05
-    time.sleep(0.05)
-    assert watch.wall_s >= 0.05
+        now.update(wall=15.0, cpu=6.5)
+    assert (watch.wall_s, watch.cpu_s) == (1.0, 0.5)
+    now.update(wall=15.25, cpu=6.75)
+    assert (watch.wall_s, watch.cpu_s) == (1.25, 0.75)
 
 
 def test_facts_are_distinct_new_to_the_model_and_the_same_every_time(lab: Lab) -> None:
