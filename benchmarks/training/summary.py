@@ -45,12 +45,15 @@ def figures(store: Store, plan: Plan) -> Figures:
     for short in ("sft", "ot", "sw"):
         found[f"exact_match_{short}"] = _mean_of(store, plan, "phonebook", short, "exact_share")
         found[f"passage_prefix_share_{short}"] = _mean_of(store, plan, "passage", short, "prefix_share")
-    full = [row for ladder in plan.ladders if (row := density.found(store, ladder))]
-    world = [ladder for ladder in plan.ladders if ladder.kind == "world"]
-    own = [row for ladder in world if ladder.placement == "mlp-all" and (row := density.found(store, ladder))]
-    found["bits_per_parameter"] = own[-1]["bits_per_parameter"] if own else None
-    found["bits_per_parameter_best"] = max((row["bits_per_parameter"] for row in full), default=None)
+    found["bits_per_parameter"] = _densest(store, plan, "numbers")
+    found["bits_per_parameter_world"] = _densest(store, plan, "world")
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _densest(store: Store, plan: Plan, kind: str) -> float | None:
+    """The most bits a parameter of all ladders of a kind."""
+    rows = [density.found(store, ladder) for ladder in plan.ladders if ladder.kind == kind]
+    return max((row["bits_per_parameter"] for row in rows if row), default=None)
 
 
 def _time_figures(store: Store, plan: Plan, size: writing.Size) -> Figures:
