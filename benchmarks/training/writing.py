@@ -70,7 +70,7 @@ FULL = (
         docs_rate=False,
         elsewhere=(("mlp-one", 32), ("mlp-last", 32)),
     ),
-    Size(1024, 32, 3, docs_rate=False, elsewhere=(("mlp-last", 128),)),
+    Size(1024, 32, 3, docs_rate=False),
 )
 QUICK = (Size(16, 4, 6, guards=(80.0,), papers=PAPER_RUNS[:1], changes=("SFT",), rates=TUNING),)
 POLICY_GUARD = 20.0
