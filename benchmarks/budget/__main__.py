@@ -35,6 +35,8 @@ from memupdate.operations.calibrating import ensure_laws
 from memupdate.operations.session import Session
 from memupdate.progress import no_progress
 
+NUMBERS_ONLY = "_from_phonebook"
+"""Figures of a law that has seen names with random digits only, judged on batches of the four other kinds."""
 QUICK_SIZES = TARGET_TOKENS[:3]
 
 
@@ -76,11 +78,16 @@ def judge(
         ]
         with Ledger.open(session.layout.ledger) as ledger:
             shipped = ensure_laws(session, ledger, "budget", no_progress)[0].fit
-            fits = {"": ten_minute_fit(session, calibration), "_shipped": shipped}
+            fits = {
+                "": ten_minute_fit(session, calibration),
+                "_shipped": shipped,
+                NUMBERS_ONLY: numbers_fit(session, calibration),
+            }
             judged = {
                 f"{name}{how}": [
                     evaluate.outcome_of(batch, evaluate.plan_rank(session, ledger, fit, batch, measure=asks), runs)
                     for batch in batches
+                    if name != NUMBERS_ONLY or batch.kind != "numbers"
                 ]
                 for name, fit in fits.items()
                 for how, asks in (("", True), ("_torch_free", False))
@@ -117,6 +124,12 @@ def ten_minute_fit(session: Session, calibration: dict[str, Any]) -> LawFit:
         max_kl_nats=session.policy.guard.max_kl_nats,
         density=density_from(calibration.get("density")),
     )
+
+
+def numbers_fit(session: Session, calibration: dict[str, Any]) -> LawFit:
+    """The law of the calibration's PhoneBook-like cells alone: does it plan for facts of other kinds?"""
+    numbers = [point for point in calibration["points"] if point["kind"] == "numbers"]
+    return ten_minute_fit(session, {**calibration, "points": numbers})
 
 
 def _share(outcomes: list[evaluate.Outcome], attribute: str) -> float:
