@@ -206,8 +206,10 @@ class BatchRun:
             within = outcome.kl_nats is None or outcome.kl_nats <= policy.guard.max_kl_nats
             stored = proved == len(facts) and within
             left = self.left_over(outcome.memory, facts) if stored else []
-            changed = self.probes_short(outcome.memory, facts) if stored and not left else ""
-            if (stored and not left and not changed) or self.attempts >= policy.escalation.attempts:
+            if self.attempts >= policy.escalation.attempts:
+                return outcome
+            changed = self.probes_short(outcome, facts) if stored and not left else ""
+            if stored and not left and not changed:
                 return outcome
             memory = outcome.memory
             missing = changed or f"{len(facts) - proved} of {len(facts)} facts unproved"
@@ -222,8 +224,8 @@ class BatchRun:
             elif left and settings.goal < sure:
                 settings = replace(settings, goal=sure)
                 self.messages.append(f"{missing}: trained on until what replaces them has probability {sure:.2g}")
-            elif changed and outcome.kl_nats is not None:
-                settings = tightened(settings, outcome.kl_nats)
+            elif changed:
+                settings = tightened(settings, outcome)
                 self.messages.append(
                     f"{missing}: trained on under a guard of {settings.guard_weight:g} to half of the harm"
                 )
@@ -235,10 +237,12 @@ class BatchRun:
                 memory = grow(memory, rank, seed=seed, scale=scale)
                 self.messages.append(f"{missing}: memory grown to rank {rank}")
 
-    def probes_short(self, memory: Memory, facts: list[Fact]) -> str:
-        """By how much `memory` misses the policy's share of unchanged probes, in words; empty where it does not."""
+    def probes_short(self, outcome: TrainingOutcome, facts: list[Fact]) -> str:
+        """By how much a memory misses the share of unchanged probes, in words; empty where it does not or there is no guard to mend it."""
         wanted = self.session.policy.proof.min_probes_unchanged
-        found = look_at_probes(self.session, memory, facts, self.progress)
+        if not wanted or outcome.kl_nats is None:
+            return ""
+        found = look_at_probes(self.session, outcome.memory, facts, self.progress)
         return "" if found.share >= wanted else f"{found.share:.1%} of {found.probes} probes answer as before"
 
     def law_point(self, facts: list[Fact], outcome: TrainingOutcome) -> LawPoint:
@@ -422,6 +426,7 @@ class BatchRun:
         )  # fmt: skip
 
 
-def tightened(settings: TrainingSettings, kl_nats: float) -> TrainingSettings:
-    """The same under twice the guard, to half of the harm that a run has done."""
-    return replace(settings, guard_weight=2 * settings.guard_weight, max_kl_nats=kl_nats / 2)
+def tightened(settings: TrainingSettings, outcome: TrainingOutcome) -> TrainingSettings:
+    """The same under twice the guard, to half of the harm that a run under a guard has done."""
+    assert outcome.kl_nats is not None  # measured wherever there is a guard
+    return replace(settings, guard_weight=2 * settings.guard_weight, max_kl_nats=outcome.kl_nats / 2)
