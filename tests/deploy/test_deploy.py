@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import typer.main
 import yaml
+from kubernetes_validate.utils import all_versions
 
 from memupdate.cli import app
 from memupdate.layout import REGISTRY_DIR
@@ -64,6 +66,24 @@ def test_the_container_runs_exactly_what_serve_would(monkeypatch: pytest.MonkeyP
     for file in DOCKERFILES:
         (entry,) = re.findall(r"^ENTRYPOINT \[(.*)\]$", file.read_text("utf-8"), flags=re.MULTILINE)
         assert [word.strip(' "') for word in entry.split(",")] == ["python3", *command[1:4]]
+
+
+@pytest.mark.parametrize("version", all_versions())
+@pytest.mark.parametrize("document", documents(), ids=lambda document: document["kind"])
+def test_kubernetes_takes_every_document(document: dict[str, Any], version: str) -> None:
+    if document["kind"] == "Kustomization":  # kubectl's own; it never reaches the cluster
+        assert set(document) == {"apiVersion", "kind", "namespace", "resources", "images"}
+        return
+    kubernetes_validate.validate(document, version, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError, match="nonsense"):
+        kubernetes_validate.validate({**document, "nonsense": 1}, version, strict=True)
+
+
+def test_images_are_those_that_the_kustomization_makes_of_names() -> None:
+    (image,) = only("Kustomization")["images"]
+    assert engine_pod()["containers"][0]["image"] == image["name"]
+    job = only("Job")["spec"]["template"]["spec"]  # made apart, so that its images are written out
+    assert {c["image"] for c in [*job["initContainers"], *job["containers"]]} == {f"{image['name']}:{image['newTag']}"}
 
 
 def test_engines_cannot_write_what_they_serve() -> None:
