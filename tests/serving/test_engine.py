@@ -89,10 +89,15 @@ def test_only_a_cpu_engine_is_eager_and_only_a_local_model_offline(
     command, environment = engine_command(replace(settings, kv_cache_gib=3))
     assert "--enforce-eager" in command
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128", (
+        "or its worker grows with every new length of a batch"
+    )
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
+    assert engine_command(settings)[1]["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "512"
     monkeypatch.setattr(module, "is_cpu_engine", lambda: False)
     command, environment = engine_command(replace(settings, model="Qwen/Qwen3-0.6B"))
     assert "--enforce-eager" not in command
-    assert "VLLM_CPU_KVCACHE_SPACE" not in environment
+    assert not {"VLLM_CPU_KVCACHE_SPACE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"} & set(environment)
     assert "HF_HUB_OFFLINE" not in environment
     assert options(command)["--model"] == ["Qwen/Qwen3-0.6B"]
 
