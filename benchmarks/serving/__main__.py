@@ -6,7 +6,7 @@ Two releases of the embedded model are made by `add` (once; they are kept in the
   answers that are not letter for letter what the release they name gives alone, and answers of a release that was not in force any more.
   Questions that both releases answer alike are not asked: on them a mix would not be seen.
 - replicas: the same on two engines of one registry, of which one is killed with -9 half-way and comes back.
-- cost: throughput and latency with our code inside vLLM against without, in turn, medians over pairs; seconds from proved to served.
+- cost: throughput and latency with our code inside vLLM against without, in short turns; seconds from proved to served.
 
 Each part keeps what it found in the work folder; the results are written when all three are there, so that the parts can be run at
 different times.
@@ -38,25 +38,25 @@ class Size:
     prompts: int
     flips: int
     replica_flips: int
-    pairs: int
+    rounds: int
     requests: int
-    """Of each window of a pair."""
+    """Of each block of a round."""
     repeats: int
 
 
-FULL = Size(facts=None, prompts=16, flips=100, replica_flips=100, pairs=20, requests=80, repeats=7)
-QUICK = Size(facts=6, prompts=6, flips=20, replica_flips=10, pairs=6, requests=48, repeats=3)
+FULL = Size(facts=None, prompts=16, flips=100, replica_flips=100, rounds=60, requests=32, repeats=7)
+QUICK = Size(facts=6, prompts=6, flips=20, replica_flips=10, rounds=8, requests=24, repeats=3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="six facts, 20 flips, 6 pairs; writes serving-quick.json")
+    parser.add_argument("--quick", action="store_true", help="six facts, 20 flips, 8 rounds; writes serving-quick.json")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given several times")
-    parser.add_argument("--pairs", type=int, help="of the part `cost`, instead of 20 (6 with --quick)")
+    parser.add_argument("--rounds", type=int, help="of the part `cost`, instead of 60 (8 with --quick)")
     parser.add_argument("--work", type=Path, default=Path("build/serving"), help="where releases and parts are kept")
     arguments = parser.parse_args()
     size, name = (QUICK, "serving-quick") if arguments.quick else (FULL, "serving")
-    size = replace(size, pairs=arguments.pairs or size.pairs)
+    size = replace(size, rounds=arguments.rounds or size.rounds)
     work: Path = arguments.work.resolve() / name
     work.mkdir(parents=True, exist_ok=True)
     workspace = stage.prepare(work, size.facts)
@@ -64,7 +64,9 @@ def main() -> None:
     measure: dict[str, Callable[[], dict[str, Any]]] = {
         "flips": lambda: flips.one_engine(workspace, asked, size.flips),
         "replicas": lambda: flips.two_replicas(workspace, asked, size.replica_flips),
-        "cost": lambda: cost.measure(workspace, asked, pairs=size.pairs, requests=size.requests, repeats=size.repeats),
+        "cost": lambda: cost.measure(
+            workspace, asked, rounds=size.rounds, requests=size.requests, repeats=size.repeats
+        ),
     }
     for part in arguments.part or PARTS:
         stage.say(f"== {part}")
@@ -76,6 +78,14 @@ def main() -> None:
         figures = figures_of(parts)
         print(json.dumps(figures, indent=2))
         record(name, figures, table_markdown=table(figures, parts), details=parts)
+
+
+RATIOS = tuple(
+    f"{name}_ratio{end}"
+    for name in ("throughput", "cpu_per_request", "api_server", "p50", "p99")
+    for end in ("", "_low", "_high")
+)
+"""Each with the ends of its interval of 95 %."""
 
 
 def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None]:
@@ -92,10 +102,7 @@ def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None
         "proved_to_served_s": round(cost_found["proved_to_served_s"], 3),
         "publish_under_load_s": one["publish_under_load_s"],
         "rollback_s": round(cost_found["rollback_s"], 3),
-        "throughput_ratio": round(cost_found["throughput_ratio"], 4),
-        "api_server_ratio": round(cost_found["api_server_ms_ours"] / cost_found["api_server_ms_plain"], 4),
-        "p50_ratio": round(cost_found["p50_ratio"], 4),
-        "p99_ratio": round(cost_found["p99_ratio"], 4),
+        **{key: round(cost_found[key], 4) for key in RATIOS},
         "memory_growth_mb": round(memory[last] - memory[flips.MEMORY_EVERY], 1),
         "replica_flips": two["flips"],
         "replica_requests": two["requests"],
@@ -117,10 +124,11 @@ LABELS = {
     "proved_to_served_s": "… of that prewarming, flip and confirmation, s",
     "publish_under_load_s": "`publish` under load, s (median)",
     "rollback_s": "`rollback`, quiet engine, s (median)",
-    "throughput_ratio": "throughput with our code inside vLLM ÷ without (median over pairs)",
-    "api_server_ratio": "processor time of the API server, where our code runs, per request with ÷ without (over all pairs)",
-    "p50_ratio": "median latency with ÷ without (over all pairs)",
-    "p99_ratio": "p99 latency with ÷ without (over all pairs)",
+    "throughput_ratio": "throughput with our code inside vLLM ÷ without",
+    "cpu_per_request_ratio": "processor time of the engine per request, with ÷ without",
+    "api_server_ratio": "… of its API server alone, where our code runs",
+    "p50_ratio": "median latency, with ÷ without",
+    "p99_ratio": "p99 latency, with ÷ without",
     "memory_growth_mb": "resident memory of the engine after the last flip less that after the tenth, MB",
     "replica_flips": "flips on two replicas",
     "replica_requests": "requests meanwhile",
@@ -133,9 +141,15 @@ LABELS = {
 
 
 def table(figures: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:
-    rows = [[label, figures[key]] for key, label in LABELS.items()]
+    rows = [[label, shown(key, figures)] for key, label in LABELS.items()]
     load = ", ".join(f"{name} {part['load_before']:.1f}" for name, part in parts.items())
     return markdown_table(["", "measured"], rows) + f"\nLoad average of the machine before each part: {load}.\n"
+
+
+def shown(key: str, figures: dict[str, Any]) -> str:
+    """A figure, with its interval where it has one."""
+    low, high = figures.get(f"{key}_low"), figures.get(f"{key}_high")
+    return str(figures[key]) if low is None else f"{figures[key]} ({low} to {high})"
 
 
 if __name__ == "__main__":

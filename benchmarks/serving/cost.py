@@ -1,21 +1,26 @@
-"""What our code inside vLLM costs: an engine with middleware and resolver against a plain one, in turn, on the same requests.
+"""What our code inside vLLM costs: an engine with middleware and resolver against a plain one, on the same requests, in short turns.
 
-Both engines are up all the time, with the same model, slots and limits; one is asked while the other waits. A pair is: the same requests
-closed-loop (throughput, and the processor time of the API server, the process in which our code runs; the others spin while they wait, so
-that theirs says little), then the same requests at the same moments (latency), of each engine; which one goes first alternates, so that a
-machine that grows slower is no difference. Throughputs are compared pair by pair, and the median is taken; processor times and latencies of
-all pairs are put together, since a p99 wants many. Then, on the quiet engine: how long from a release that is proved in process to the
-first answer of the alias from it.
+Both engines are up all the time, with the same model, slots and limits; one is asked while the other waits. A round is four blocks of the
+same requests, ours, plain, plain, ours (or the other way about), so that a machine that grows slower, or is slower for a while, is no
+difference; first closed-loop, which gives throughput and processor time, then at the same moments, which gives latencies. A ratio is taken
+in each round, over its two blocks of each engine, and the median over the rounds is what is reported. Latencies of all rounds are put
+together first, since a p99 wants many. Each ratio has the interval that holds 95 % of what the rounds, drawn again with replacement,
+would have given: it says whether the figure can tell 2 % at all. Processor time is that of all the engine's processes; wall time is at the
+mercy of whatever else the machine does, processor time much less.
+
+Then, on the quiet engine: how long from a release that is proved in process to the first answer of the alias from it.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.serving.load import Question, ask_all, ask_at
-from benchmarks.serving.stage import NEW, OLD, make_cold, our_engine, plain_engine, processor_s, say
+from benchmarks.serving.stage import NEW, OLD, engine_processor_s, make_cold, our_engine, plain_engine, processor_s, say
 
 from memupdate import Workspace
 from memupdate.progress import ProgressEvent
@@ -25,60 +30,117 @@ AT_ONCE = 8
 LATENCY_SHARE = 0.4
 """Of the throughput: well below what the engine can do, where a p99 is not only the length of a queue."""
 SEED = 20_261
+DRAWS = 1000
+INTERVAL = (0.025, 0.975)
+OURS, PLAIN = "ours", "plain"
+
+Block = dict[str, float]
+Round = dict[str, list[Any]]
 
 
-def measure(workspace: Workspace, asked: list[Question], *, pairs: int, requests: int, repeats: int) -> dict[str, Any]:
-    """Ratios over `pairs` pairs of `requests` requests each, and `repeats` cold publications."""
+def measure(workspace: Workspace, asked: list[Question], *, rounds: int, requests: int, repeats: int) -> dict[str, Any]:
+    """Ratios over `rounds` rounds of four times `requests` requests each, and `repeats` cold publications."""
     work = (asked * (requests // len(asked) + 1))[:requests]
     with our_engine(workspace) as ours:
         workspace.publish(NEW)
         workspace.publish(OLD)
         served = verified_to_served(workspace, ours.url, repeats)
         with plain_engine(workspace, ours.settings) as plain:
-            engines = {"ours": ours, "plain": plain}
+            engines = {OURS: ours, PLAIN: plain}
             for engine in engines.values():
-                ask_all(engine.url, work, at_once=AT_ONCE)
-            rate = LATENCY_SHARE * len(work) / ask_all(plain.url, work, at_once=AT_ONCE)[1]
-            found = []
-            for number in range(pairs):
-                order = list(engines) if number % 2 == 0 else list(engines)[::-1]
-                found.append(pair(engines, order, work, rate, SEED + number))
-                say(f"pair {number + 1}: throughput {found[-1]['throughput_ratio']:.3f}")
-    latencies = {name: [seconds for p in found for seconds in p[name].pop("latencies_s")] for name in engines}
+                ask_all(engine.url, asked, at_once=AT_ONCE)
+            rate = LATENCY_SHARE * len(asked) / ask_all(plain.url, asked, at_once=AT_ONCE)[1]
+            dice, busy, timed = random.Random(SEED), list[Round](), list[Round]()
+            for number in range(rounds):
+                order = [OURS, PLAIN, PLAIN, OURS] if number % 2 == 0 else [PLAIN, OURS, OURS, PLAIN]
+                chosen = dice.sample(work, len(work))
+                busy.append(one_round(order, lambda name, chosen=chosen: throughput(engines[name], chosen)))
+                timed.append(
+                    one_round(order, lambda name, chosen=chosen, n=number: latencies(engines[name], chosen, rate, n))
+                )
+                if number % 10 == 9:
+                    say(f"round {number + 1}: cpu_per_request_ratio {ratios(busy, timed)['cpu_per_request_ratio']:.4f}")
     return {
-        "throughput_ratio": statistics.median(p["throughput_ratio"] for p in found),
+        **ratios(busy, timed),
         **{
-            f"api_server_ms_{name}": statistics.mean(p[name]["api_server_ms_per_request"] for p in found)
-            for name in engines
+            f"{name}_ms_{which}": 1000 * statistics.mean(block[f"{name}_s"] for r in busy for block in r[which])
+            for name in ("engine", "api_server")
+            for which in engines
         },
-        "p50_ratio": percentile(latencies["ours"], 0.5) / percentile(latencies["plain"], 0.5),
-        "p99_ratio": percentile(latencies["ours"], 0.99) / percentile(latencies["plain"], 0.99),
         "latency_requests_per_s": rate,
-        "requests_per_window": len(work),
-        "pairs": found,
+        "requests_per_block": len(work),
+        "rounds": busy,
         **served,
     }
 
 
-def pair(engines: dict[str, Engine], order: list[str], work: list[Question], rate: float, seed: int) -> dict[str, Any]:
-    """Throughput and the API server's processor time of each, then latencies of each."""
-    found: dict[str, dict[str, Any]] = {name: {} for name in engines}
+def one_round(order: Sequence[str], block: Callable[[str], Any]) -> Round:
+    """Both blocks of each engine."""
+    found: Round = {OURS: [], PLAIN: []}
     for name in order:
-        before = processor_s(engines[name].pid)
-        answers, seconds = ask_all(engines[name].url, work, at_once=AT_ONCE)
-        refuse_failures(answers)
-        used = processor_s(engines[name].pid) - before
-        found[name] = {"requests_per_s": len(work) / seconds, "api_server_ms_per_request": 1000 * used / len(work)}
-    for name in order:
-        answers = ask_at(engines[name].url, work, rate, seed)
-        refuse_failures(answers)
-        found[name]["latencies_s"] = [answer.latency_s for answer in answers]
-    ours, plain = found["ours"], found["plain"]
+        found[name].append(block(name))
+    return found
+
+
+def throughput(engine: Engine, work: list[Question]) -> Block:
+    """Seconds per request: of the clock, of all the engine's processors, and of the API server, in which our code runs."""
+    before = engine_processor_s(engine.pid), processor_s(engine.pid)
+    answers, seconds = ask_all(engine.url, work, at_once=AT_ONCE)
+    after = engine_processor_s(engine.pid), processor_s(engine.pid)
+    refuse_failures(answers)
+    share = 1 / len(work)
     return {
-        "throughput_ratio": ours["requests_per_s"] / plain["requests_per_s"],
-        "first": order[0],
-        **found,
+        "wall_s": seconds * share,
+        "engine_s": (after[0] - before[0]) * share,
+        "api_server_s": (after[1] - before[1]) * share,
     }
+
+
+def latencies(engine: Engine, work: list[Question], rate: float, number: int) -> list[float]:
+    answers = ask_at(engine.url, work, rate, SEED + number)
+    refuse_failures(answers)
+    return [answer.latency_s for answer in answers]
+
+
+def ratios(busy: Sequence[Round], timed: Sequence[Round]) -> dict[str, float]:
+    """Ours ÷ plain, each as `…_ratio` with `…_ratio_low` and `…_ratio_high`; of throughput, that is the plain engine's time ÷ ours."""
+    found = {
+        "throughput": with_interval(busy, of_blocks("wall_s", PLAIN, OURS)),
+        "cpu_per_request": with_interval(busy, of_blocks("engine_s", OURS, PLAIN)),
+        "api_server": with_interval(busy, of_blocks("api_server_s", OURS, PLAIN)),
+        "p50": with_interval(timed, of_latencies(0.5)),
+        "p99": with_interval(timed, of_latencies(0.99)),
+    }
+    return {f"{name}_ratio{end}": value for name, ends in found.items() for end, value in ends.items()}
+
+
+def of_blocks(key: str, above: str, below: str) -> Callable[[Sequence[Round]], float]:
+    """The median over rounds of the sum of one engine's blocks ÷ that of the other's."""
+
+    def figure(rounds: Sequence[Round]) -> float:
+        return statistics.median(
+            sum(block[key] for block in one[above]) / sum(block[key] for block in one[below]) for one in rounds
+        )
+
+    return figure
+
+
+def of_latencies(share: float) -> Callable[[Sequence[Round]], float]:
+    """A percentile of all latencies of ours ÷ that of the plain engine's."""
+
+    def figure(rounds: Sequence[Round]) -> float:
+        ours, plain = ([s for one in rounds for block in one[which] for s in block] for which in (OURS, PLAIN))
+        return percentile(ours, share) / percentile(plain, share)
+
+    return figure
+
+
+def with_interval(rounds: Sequence[Round], figure: Callable[[Sequence[Round]], float]) -> dict[str, float]:
+    """The figure of all rounds, and between what it lies for rounds drawn from them again and again."""
+    dice = random.Random(SEED)
+    drawn = sorted(figure(dice.choices(rounds, k=len(rounds))) for _ in range(DRAWS))
+    low, high = (drawn[int(share * (DRAWS - 1))] for share in INTERVAL)
+    return {"": figure(rounds), "_low": low, "_high": high}
 
 
 def verified_to_served(workspace: Workspace, url: str, repeats: int) -> dict[str, Any]:

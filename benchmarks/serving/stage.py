@@ -10,7 +10,7 @@ import os
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,25 +145,35 @@ def fill_cache(engine: Engine) -> None:
 
 def memory_mb(session: int) -> float:
     """Resident memory of all processes of a session together, MB; pages that they share count once for each."""
-    total = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if int(_fields(entry)[3]) == session:
-                total += int((entry / "statm").read_text().split()[1])
-        except OSError:
-            continue
-    return total * os.sysconf("SC_PAGE_SIZE") / 1e6
+    pages = 0
+    for process in processes(session):
+        with suppress(OSError):
+            pages += int((process / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def engine_processor_s(session: int) -> float:
+    """Processor time that all processes of a session have used so far, seconds."""
+    return sum(processor_s(int(process.name)) for process in processes(session))
 
 
 def processor_s(pid: int) -> float:
-    """Processor time that all threads of a process have used so far, seconds."""
-    return sum(map(int, _fields(Path("/proc", str(pid)))[11:13])) / os.sysconf("SC_CLK_TCK")
+    """Processor time that all threads of a process have used so far, seconds; to the nanosecond, which `stat` does not give."""
+    used = 0
+    for thread in Path("/proc", str(pid), "task").iterdir():
+        with suppress(OSError):
+            used += int((thread / "schedstat").read_text().split()[0])
+    return used / 1e9
 
 
-def _fields(process: Path) -> list[str]:
-    return (process / "stat").read_text().rpartition(")")[2].split()
+def processes(session: int) -> list[Path]:
+    """The processes of a session, as their folders in `/proc`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(entry)
+    return found
 
 
 def say(line: str) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
+from benchmarks.serving.cost import OURS, PLAIN, ratios
 from benchmarks.serving.load import Answer, Question, SteadyLoad, ask_all, ask_at
+from benchmarks.serving.stage import engine_processor_s, memory_mb, processor_s
 from benchmarks.serving.verdict import Flip, References, allowed, is_mixed, judge, take_references
 
 from answering import engine
@@ -102,3 +108,32 @@ def test_clients_take_replicas_in_turn_and_skip_one_that_is_gone(registry: Path)
         begun = [answer.begun_s for answer in ask_at(one, [asked] * 20, 100, seed=1)]
         assert begun == sorted(begun)
         assert 0.05 < begun[-1] - begun[0] < 1
+
+
+def test_the_cost_is_taken_round_by_round_and_says_how_sure_it_is() -> None:
+    dice = random.Random(3)
+    busy, timed = [], []
+    for _ in range(40):  # a machine that is now fast, now slow, and a cost of 1 %
+        pace, costs = dice.uniform(1, 3), {OURS: 1.01, PLAIN: 1.0}
+        keys = ("wall_s", "engine_s", "api_server_s")
+        busy.append(
+            {w: [dict.fromkeys(keys, pace * c * dice.gauss(1, 0.005)) for _ in range(2)] for w, c in costs.items()}
+        )
+        timed.append({w: [[c * dice.uniform(1, 2) for _ in range(50)] for _ in range(2)] for w, c in costs.items()})
+    found = ratios(busy, timed)
+    for name, wanted in (("throughput", 1 / 1.01), ("cpu_per_request", 1.01), ("p50", 1.01), ("p99", 1.01)):
+        low, ratio, high = (found[f"{name}_ratio{end}"] for end in ("_low", "", "_high"))
+        assert low < ratio < high
+        assert low <= wanted <= high
+    assert found["cpu_per_request_ratio_high"] - found["cpu_per_request_ratio_low"] < 0.01
+
+
+def test_processor_time_of_a_session_grows_with_its_work() -> None:
+    command = [sys.executable, "-c", "sum(range(30_000_000)); print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        used = engine_processor_s(process.pid)
+        assert used == processor_s(process.pid) > 0.1
+        assert memory_mb(process.pid) > 1
+        process.communicate(b"\n")
