@@ -89,6 +89,7 @@ def test_only_a_cpu_engine_is_eager_and_only_a_local_model_offline(
     command, environment = engine_command(replace(settings, kv_cache_gib=3))
     assert "--enforce-eager" in command
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert int(environment["MALLOC_MMAP_THRESHOLD_"]) < int(environment["MALLOC_TRIM_THRESHOLD_"])
     assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128", (
         "or its worker grows with every new length of a batch"
     )
@@ -97,7 +98,8 @@ def test_only_a_cpu_engine_is_eager_and_only_a_local_model_offline(
     monkeypatch.setattr(module, "is_cpu_engine", lambda: False)
     command, environment = engine_command(replace(settings, model="Qwen/Qwen3-0.6B"))
     assert "--enforce-eager" not in command
-    assert not {"VLLM_CPU_KVCACHE_SPACE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"} & set(environment)
+    on_cpu = {"VLLM_CPU_KVCACHE_SPACE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "MALLOC_MMAP_THRESHOLD_"}
+    assert not on_cpu & set(environment)
     assert "HF_HUB_OFFLINE" not in environment
     assert options(command)["--model"] == ["Qwen/Qwen3-0.6B"]
 

@@ -47,8 +47,13 @@ PACKED_MODULES = {
 """How vLLM packs the matrices of the usual decoders: its name beside PEFT's."""
 _NEVER_TARGETS = frozenset({"lm_head", "embed_tokens"})
 """LoRA on `lm_head` makes one `prompt_logprobs` request kill the CPU engine; see `engine_command`."""
-_KERNELS_ENV, _KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"
-"""oneDNN compiles a kernel for each number of tokens that it meets and keeps 1,024 of them: some hundred MB, by proofs under load."""
+_STEADY_MEMORY = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 20),
+}
+"""On a CPU: oneDNN compiles a kernel for each number of tokens that it meets, and would keep 1,024 of them, some hundred MB; tensors that
+live for one batch (bytes, from the first threshold on) go back to the system instead of leaving holes between what stays."""
 _STOP_GRACE_S = 20.0
 _KILL_GRACE_S = 10.0
 _POLL_S = 0.25
@@ -138,7 +143,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         command += ["--enforce-eager"]
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
         environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # leaves the cores to training
-        environment[_KERNELS_ENV] = os.environ.get(_KERNELS_ENV, _KERNELS)
+        environment |= {name: os.environ.get(name, value) for name, value in _STEADY_MEMORY.items()}
     return [*command, *settings.extra_args], environment
 
 
