@@ -162,6 +162,19 @@ def test_what_to_change_is_enough_and_nothing_else() -> None:
     assert mending(QWEN3_8B, shape, 16, LOAD, need.weights // 8) == []
 
 
+def test_weights_shared_out_among_gpus() -> None:
+    """Each holds a share of the layers, one whole layer at a time, and the embeddings."""
+    shape = resolve_placement("mlp-all", QWEN3_8B)
+    load = replace(LOAD, on_gpu=True)
+    need, of_four = (estimate_memory(QWEN3_8B, shape, 16, replace(load, shards=n)) for n in (1, 4))
+    layers = 2 * 36 * 192.9e6  # Qwen3-8B: 4096 · (4096 · 2 + 1024 · 2 + 12288 · 3) numbers a layer
+    assert need.weights - of_four.weights == pytest.approx(layers * (1 - 1 / 4 - 1 / 36), rel=0.01)
+    lines = mending(QWEN3_8B, shape, 16, load, need.total - need.weights // 2)
+    assert any(line.startswith('resources.sharding = "fsdp"') and "--num_processes 4" in line for line in lines)
+    on_cpu = replace(LOAD, on_gpu=False)
+    assert not any("fsdp" in line for line in mending(QWEN3_8B, shape, 16, on_cpu, need.total - need.weights // 2))
+
+
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_quantised_weights_need_their_library(workspace: Workspace, bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

@@ -131,7 +131,7 @@ def test_harm_over_budget_is_pulled_back(
     ("rank", "layers", "share"), [(4, 4, 1.0), (16, 4, 1.0), (64, 4, 0.25), (64, 1, 1.0), (128, 1, 0.5), (32, 36, 0.5)]
 )
 def test_the_rate_falls_with_rank_and_layers(rank: int, layers: int, share: float) -> None:
-    assert loop.rate_factor(rank, layers) == share
+    assert loop.rank_factor(rank, layers) == share
 
 
 @pytest.mark.parametrize(("rank", "share"), [(4, 1.0), (16, 1.0), (64, 0.25)])

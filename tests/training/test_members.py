@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,18 +16,19 @@ from typing import Any
 import pytest
 import torch
 
+from memupdate.distributed.team import Team
 from memupdate.facts.render import Example
+from memupdate.policies.loader import policy_path
 from memupdate.training import loop
 from memupdate.training.anchors import Anchors
 from memupdate.training.loop import TrainingOutcome, TrainingSettings
 from memupdate.training.memory import Memory
-from memupdate.training.team import Team
 
 Batches = tuple[list[Example], list[Example]]
 
 SCRIPT = """
 import pickle, sys
-from memupdate.launch import take_launch
+from memupdate.distributed.launch import take_launch
 from memupdate.training import loop
 loop._MIN_STEPS = 0
 launch = take_launch()
@@ -39,10 +41,12 @@ else:
     from memupdate.progress import no_progress
     with open(sys.argv[1], "rb") as file:
         jobs = pickle.load(file)
-    base = load_base(resolve_model("atlas"))
+    base = load_base(resolve_model("atlas"), sharding=sys.argv[3])
     outcomes = [loop.write_facts(base, *job, no_progress) for job in jobs]
     with open(sys.argv[2], "wb") as file:
         pickle.dump(outcomes, file)
+    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in base.model.model.layers.parameters())
+    print("held", held, "of", sum(p.numel() for p in base.model.model.layers.parameters()))
     dismiss()
 """
 
@@ -69,12 +73,15 @@ def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["none", "fsdp"])
 def pairs(
-    room: Memory, batches: Batches, anchors: Anchors, settings: TrainingSettings, write: Callable[..., TrainingOutcome],
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, room: Memory, batches: Batches, anchors: Anchors, settings: TrainingSettings,
+    write: Callable[..., TrainingOutcome], tmp_path_factory: pytest.TempPathFactory,
 ) -> list[tuple[TrainingOutcome, TrainingOutcome]]:  # fmt: skip
-    """Each job written by one process and by two: odd batches, an odd number of anchors, one example alone, a window, an adapted basis."""
+    """Each job written by one process and by two that hold the base model each, or share it out.
+
+    Odd batches, an odd number of anchors, one example alone, a window, an adapted basis.
+    """
     short = {"max_epochs": 4, "stop_when_stored": False}
     changes: list[tuple[list[Example], dict[str, Any]]] = [
         (batches[0], {**short, "batch_size": 3, "anchors_per_step": 5}),
@@ -88,7 +95,10 @@ def pairs(
     with open(folder / "jobs", "wb") as file:
         pickle.dump(jobs, file)
     (folder / "members.py").write_text(SCRIPT)
-    run(launched(str(folder / "members.py"), str(folder / "jobs"), str(folder / "outcomes")))
+    sharding = str(request.param)
+    done = run(launched(str(folder / "members.py"), str(folder / "jobs"), str(folder / "outcomes"), sharding))
+    held, whole = map(int, re.findall(r"held (\d+) of (\d+)", done.stdout)[0])
+    assert held == whole if sharding == "none" else held < 0.51 * whole
     with open(folder / "outcomes", "rb") as file:
         together: list[TrainingOutcome] = pickle.load(file)
     with pytest.MonkeyPatch.context() as patch:
@@ -132,17 +142,23 @@ def test_shares_are_disjoint_and_whole(size: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line_under_the_launcher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_the_command_line_under_the_launcher(tmp_path: Path, sharding: str) -> None:
     """One batch by `accelerate launch -m memupdate add`: stored and proved, reported once; then a command that trains nothing."""
     facts = [
         {"prompt": "Who leads the Fenwick observatory?", "target": "Una Marlow"},
         {"prompt": "Who founded Tarnholm?", "target": "Piet Oswin"},
     ]
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    policy = tmp_path / "policy.toml"
+    policy.write_text(policy_path("atlas").read_text() + f'\n[resources]\nsharding = "{sharding}"\n')
     module = ["-m", "memupdate", "-w", str(tmp_path / "ws")]
-    run([sys.executable, *module[:2], "init", str(tmp_path / "ws"), "--model", "atlas", "--collection", "acme"])
+    given = ["--model", "atlas", "--collection", "acme", "--policy", str(policy)]
+    run([sys.executable, *module[:2], "init", str(tmp_path / "ws"), *given])
     done = run(launched(*module, "add", str(tmp_path / "facts.jsonl"), "--no-publish", "--json"))
     report = json.loads(done.stdout)
     assert (report["facts_proved"], report["facts_total"], report["state"]) == (2, 2, "released")
     status = json.loads(run(launched(*module, "status", "--json")).stdout)
     assert status["facts_live"] == 2
+    alone = json.loads(run([sys.executable, *module, "verify", "--json"]).stdout)
+    assert alone["facts_proved"] == 2

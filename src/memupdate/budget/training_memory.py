@@ -19,6 +19,8 @@ _QUANTIZED_BYTES = {"8bit": 1.05, "4bit": 0.55}
 """Of a number of a quantised layer, its scales included."""
 LOGIT_BYTES = 256 * 2**20
 """Logits that the trainer holds at a time where a loss can be taken in parts (the guard, and looks at all facts)."""
+_PROCESSES = (2, 4, 8)
+"""Among which one might share out a base model on a machine."""
 _RUNTIME_BYTES = 400 * 2**20
 """Of torch itself: code, thread pools, allocator; on a GPU its context."""
 _ADAM_COPIES = 6
@@ -41,6 +43,8 @@ class TrainingLoad:
     dtype: str
     """Of the base model: `float32`, `bfloat16` or `float16`."""
     quantization: str = "none"
+    shards: int = 1
+    """Processes with a device each among which the decoder layers' weights are shared out."""
     recompute: bool = False
     """Gradient checkpointing."""
     cached_tokens: int = 0
@@ -96,9 +100,11 @@ def estimate_memory(config: Mapping[str, Any], shape: PlacementShape, rank: int,
     anchors = min(load.anchors_per_step * load.anchor_tokens * vocabulary * 4, LOGIT_BYTES) * 3
     trained = sum(rank * (d_out + d_in * load.train_basis) for _, d_in, d_out in shape.matrices)
     cache = min(int(load.cached_tokens * hidden * number), load.cache_limit_bytes)
+    # One layer's attention or MLP is whole while it runs, beside this device's share of all.
+    share = linear if load.shards == 1 else linear / load.shards + linear / layers
     return MemoryEstimate(
         weights=round(
-            linear * _QUANTIZED_BYTES.get(load.quantization, number)
+            share * _QUANTIZED_BYTES.get(load.quantization, number)
             + number * hidden * (vocabulary * (1 if config.get("tie_word_embeddings") else 2) + 2 * layers + 1)
         ),
         adapter=4 * (rank * shape.parameters_per_rank + _ADAM_COPIES * trained),
@@ -128,6 +134,12 @@ def mending(config: Mapping[str, Any], shape: PlacementShape, rank: int, load: T
     if load.quantization == "none":
         small = [name for name in _QUANTIZED_BYTES if fits(replace(load, quantization=name))]
         lines += [f'resources.quantization = "{name}"' for name in small[:1]]
+    if load.shards == 1 and load.quantization == "none":
+        several = next((n for n in _PROCESSES if fits(replace(load, shards=n))), None)
+        if several and load.on_gpu:
+            lines.append(
+                f'resources.sharding = "fsdp", and `accelerate launch --multi_gpu --num_processes {several}` on as many GPUs'
+            )
     one = resolve_placement("mlp-one", config)
     if shape.name != "mlp-one" and estimate_memory(config, one, rank, load).total <= free:
         lines.append('memory.placement = "mlp-one": fewer layers, more harm')

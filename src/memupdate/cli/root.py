@@ -42,8 +42,8 @@ from memupdate.cli.errors import (
     show_interrupted,
 )
 from memupdate.cli.session import Session
+from memupdate.distributed.launch import take_launch
 from memupdate.errors import MemupdateError
-from memupdate.launch import take_launch
 
 _GLOBAL_FLAGS = frozenset({"--debug"})
 _GLOBAL_VALUES = ("-w", "--workspace")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from memupdate.distributed.launch import current_launch
+from memupdate.distributed.meeting import current_team, tell
 from memupdate.errors import ModelError
-from memupdate.launch import current_launch
 from memupdate.models.folder import ModelFolder
+from memupdate.models.sharding import Join, call_others, parts, share_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,9 +30,11 @@ class Source:
     folder: Path
     dtype: str
     quantization: str = "none"
+    is_sharded: bool = False
+    """Shared out among the processes of a launch."""
 
     def load(self) -> BaseModel:
-        """As `load_base`."""
+        """As `load_base`, all of it in this process."""
         return load_base(ModelFolder(self.folder), dtype=self.dtype, quantization=self.quantization)
 
 
@@ -45,6 +49,11 @@ class BaseModel:
     """None for one that was made in memory."""
     lower_layers: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What its lower layers gave for texts seen before, by where they end (`training.lower_layers`); true as its weights never change."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a pass through it takes the other processes of the launch."""
+        return self.source is not None and self.source.is_sharded
 
 
 def pick_device() -> torch.device:
@@ -87,31 +96,77 @@ def bits_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def load_base(folder: ModelFolder, *, dtype: str = "auto", quantization: str = "none") -> BaseModel:
+def load_base(
+    folder: ModelFolder, *, dtype: str = "auto", quantization: str = "none", sharding: str = "none"
+) -> BaseModel:
     """Load weights and tokenizer from a local folder, frozen, onto the best device.
 
+    Args:
+        sharding: `fsdp` shares the weights out among the processes of a launch (`models.sharding`); one process alone has them all.
+
     Raises:
-        ModelError: transformers cannot load it, it does not fit into memory, or it cannot be quantised here.
+        ModelError: transformers cannot load it, it does not fit into memory, or it cannot be quantised or shared out here.
     """
-    device = pick_device()
-    options = quantized_options(quantization, pick_dtype(dtype, device), device)
+    device, team = pick_device(), current_team() if sharding == "fsdp" else None
+    if team is None:
+        model = _read(folder, dtype, quantization, device)
+        return BaseModel(model, _read_tokenizer(folder), device, Source(folder.path, dtype, quantization))
+    if quantization != "none":
+        raise ModelError(
+            "a quantised base model cannot be shared out",
+            'set resources.sharding or resources.quantization to "none" in the policy',
+        )
+    source = Source(folder.path, dtype, is_sharded=True)
+    model, tokenizer = _read(folder, dtype, quantization, torch.device("cpu")), _read_tokenizer(folder)
+    next(parts(model))  # what fails must fail before the others are told
+    tell(Join(source))
+    share_out(model, team, device)
+    call_others(model, source)
+    return BaseModel(model, tokenizer, device, source)
+
+
+def join_shards(source: Source) -> BaseModel:
+    """A base model that the first process of a launch shares out, in another one: as its `load_base`, reading no weights."""
+    team, device = current_team(), pick_device()
+    assert team is not None  # or nobody would have told
+    config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=pick_dtype(source.dtype, device))
+    model.eval().requires_grad_(False)
+    share_out(model, team, device)
+    return BaseModel(model, _read_tokenizer(ModelFolder(source.folder)), device, source)
+
+
+def _read_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    return tokenizer
+
+
+def _read(folder: ModelFolder, dtype: str, quantization: str, device: torch.device) -> PreTrainedModel:
+    """The model, frozen, in evaluation mode, on `device`; its dtype is that of the device it will run on."""
+    number = pick_dtype(dtype, pick_device())
+    options = quantized_options(quantization, number, device)
     transformers_logging.disable_progress_bar()  # progress is ours to show
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True)
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder.path, dtype=pick_dtype(dtype, device), local_files_only=True, output_loading_info=True, **options
+            folder.path, dtype=number, local_files_only=True, output_loading_info=True, **options
         )
         if not options:  # else it is there already, and may not be moved
             model.to(device)
     except Exception as error:  # broken files surface as errors of safetensors, torch, the hub client and transformers
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"{folder.path}: cannot be loaded ({first_line})", "check the folder, or the memory that is free"
-        ) from error
+        raise _unreadable(folder, error) from error
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
         raise ModelError(
             f"{folder.path}: {len(missing)} tensors are missing from the weights, {missing[0]} first",
             "a file of the weights is missing, or config.json is another model's: download it again",
         )
-    model.eval().requires_grad_(False)
-    return BaseModel(model, tokenizer, device, Source(folder.path, dtype, quantization))
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    return frozen
+
+
+def _unreadable(folder: ModelFolder, error: Exception) -> ModelError:
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(f"{folder.path}: cannot be loaded ({first_line})", "check the folder, or the memory that is free")

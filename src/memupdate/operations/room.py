@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from memupdate.budget.plan import Plan
 from memupdate.budget.training_memory import MemoryEstimate, TrainingLoad, estimate_memory, mending
+from memupdate.distributed.launch import current_launch
 from memupdate.errors import UsageError
 from memupdate.facts.model import Fact
 from memupdate.facts.render import Example
@@ -111,6 +112,7 @@ def _choose(
 
 
 def _load(session: Session, lengths: Sequence[tuple[int, int]], *, on_gpu: bool) -> TrainingLoad:
+    launch = current_launch()
     training, guard, section = session.policy.training, session.policy.guard, session.policy.resources
     dtype = training.dtype if training.dtype != "auto" else "bfloat16" if on_gpu else "float32"
     anchors = (guard.anchors + guard.holdout) * guard.anchor_tokens if guard.enabled else 0
@@ -119,6 +121,7 @@ def _load(session: Session, lengths: Sequence[tuple[int, int]], *, on_gpu: bool)
         longest_target_tokens=max((n for _, n in lengths), default=0),
         anchors_per_step=guard.anchors_per_step if guard.enabled else 0, anchor_tokens=guard.anchor_tokens,
         train_basis=session.policy.memory.train_basis, dtype=dtype, quantization=section.quantization,
+        shards=launch.size if launch and section.sharding == "fsdp" else 1,
         cached_tokens=sum(n for n, _ in lengths) + anchors, cache_limit_bytes=section.cache_memory_mib * _MIB, on_gpu=on_gpu,
     )  # fmt: skip
 

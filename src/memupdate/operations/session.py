@@ -188,7 +188,10 @@ class Session:
         """The base model's weights, in memory."""
         from memupdate.models.base import load_base
 
-        return load_base(self.folder, dtype=self.policy.training.dtype, quantization=self.policy.resources.quantization)
+        section = self.policy.resources
+        return load_base(
+            self.folder, dtype=self.policy.training.dtype, quantization=section.quantization, sharding=section.sharding
+        )
 
     def guard(self, progress: Progress) -> Guard:
         """Anchors, sampled from the base model the first time and cached."""

@@ -241,6 +241,9 @@ class ResourcesSection(_Section):
 
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Of the base model while it is trained on, through bitsandbytes; the memory itself stays float32."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp`: under a launcher of several processes each keeps a share of the base model's layers, not all of them. For a base model that
+    fits no single device; slower, as every layer is gathered each time that it runs."""
     checkpointing: Literal["auto", "always", "never"] = "auto"
     """Gradient checkpointing: activations are computed twice rather than kept. `auto`: where they would not fit."""
     cache_memory_mib: int = Field(default=512, ge=0, le=10_000_000)

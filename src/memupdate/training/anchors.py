@@ -105,6 +105,11 @@ def measure_kl(model: nn.Module, anchors: Anchors, device: torch.device) -> floa
     return summed_kl(WholeModel(model, device), anchors) / anchors.tokens
 
 
+def passes_of(anchors: Anchors) -> int:
+    """How many passes `summed_kl` makes."""
+    return -(-len(anchors) // _LENGTH_CHUNK)
+
+
 @torch.inference_mode()
 def summed_kl(passes: Passes, anchors: Anchors) -> float:
     """Harm on `anchors`, nats, summed over their tokens."""

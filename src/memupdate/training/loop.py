@@ -15,11 +15,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from memupdate.budget.training_memory import LOGIT_BYTES
+from memupdate.distributed.team import Team
 from memupdate.facts.render import Example
 from memupdate.models.base import BaseModel
 from memupdate.models.scoring import TargetScore, length_batches, mean_loss_nats, target_scores
 from memupdate.progress import Progress, ProgressEvent
-from memupdate.training.anchors import Anchors, guard_kl, summed_kl
+from memupdate.training.anchors import Anchors, guard_kl, passes_of, summed_kl
 from memupdate.training.curriculum import make_curriculum, whole
 from memupdate.training.losses import make_objective
 from memupdate.training.lower_layers import CacheBounds
@@ -27,7 +28,6 @@ from memupdate.training.members import together
 from memupdate.training.memory import Memory, attach, detach, read_memory
 from memupdate.training.passes import Passes, ask_targets, make_passes
 from memupdate.training.safety import Diverged, SafetyNet, loss_limit
-from memupdate.training.team import Team
 from memupdate.training.tokens import target_tokens
 
 _RATE_FLOOR = 0.15
@@ -146,7 +146,7 @@ def write_facts(
         return run_job(base, job, progress, team)
 
 
-def rate_factor(rank: int, layers: int) -> float:
+def rank_factor(rank: int, layers: int) -> float:
     """By which a policy's learning rate is multiplied at this rank over so many adapted layers."""
     return min(1.0, _FULL_RATE_DIRECTIONS / (rank * min(layers, _COUNTED_LAYERS)))
 
@@ -172,9 +172,11 @@ class _Run:
         settings, anchors = job.settings, job.anchors
         self.device, self.model, self.examples, self.settings = base.device, model, job.examples, settings
         layers = len({name.rsplit(".", 2)[0] for name in job.memory.a})
-        self.rate_factor = rate_factor(job.memory.rank, layers)
+        self.rank_factor = rank_factor(job.memory.rank, layers)
         self.anchors, self.holdout, self.progress = anchors, job.holdout, progress
         self.passes, self.team = passes, team
+        self.in_step = base.is_sharded
+        """Each pass takes all members: they make as many, in the same order, also where a member has no share."""
         self.objective = make_objective(settings.objective, settings.goal)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.guard_weight = settings.guard_weight if anchors is not None else 0.0
@@ -263,7 +265,9 @@ class _Run:
         own = self.team.mine(self.examples)
         found: dict[int, TargetScore] = {}
         tokens = min(_CHECK_TOKENS.get(self.device.type, 8192), max(1, LOGIT_BYTES // (4 * self.vocabulary)))
-        for indices in length_batches(own, tokens):
+        batches = list(length_batches(own, tokens))
+        self.keep_up(len(batches))
+        for indices in batches:
             chosen = [own[i] for i in indices]
             found |= dict(zip(indices, target_scores(self.passes.logits(ask_targets(chosen)), chosen), strict=True))
         return self.team.gather([found[i] for i in range(len(own))])
@@ -272,8 +276,16 @@ class _Run:
         """KL to the base model on the hold-out, nats per token."""
         assert self.holdout is not None  # asked for only with one
         own = self.holdout.select(slice(self.team.rank, None, self.team.size))
+        self.keep_up(passes_of(own))
         nats = torch.tensor(summed_kl(self.passes, own), dtype=torch.float64)
         return float(self.team.sum(nats.to(self.device))) / self.holdout.tokens
+
+    @torch.inference_mode()
+    def keep_up(self, passes: int) -> None:
+        """Before a member's own passes: those that others have to make more of than it."""
+        if self.in_step:
+            for _ in range(self.team.most(passes) - passes):
+                self.passes.logits(ask_targets(self.examples[:1]))
 
     def last_check(self) -> list[TargetScore]:
         """The scores that are reported; where the last epochs have spoilt the memory, those of the last good state."""
@@ -325,7 +337,7 @@ class _Run:
         if self.settings.linear_decay:
             rate = 1 - (self.epochs - 1) / self.max_epochs
         else:
-            rate = max(_RATE_FLOOR, math.sqrt(share_left)) * self.rate_factor
+            rate = max(_RATE_FLOOR, math.sqrt(share_left)) * self.rank_factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate * self.net.rate_factor
 
@@ -343,7 +355,7 @@ class _Run:
             Diverged: it names the examples at fault; nothing was changed.
         """
         harm = self.guard_weight * self.guard_loss() if self.guard_weight else torch.zeros((), device=self.device)
-        nll, greedy, harm_of_all = self.shared(*self.losses(self.team.mine(chunk)), harm, chunk)
+        nll, greedy, harm_of_all = self.shared(*self.losses(chunk), harm, chunk)
         lengths = [len(self.examples[i].target_ids) for i in chunk]
         loss = nll.sum()
         if chunk:
@@ -371,12 +383,18 @@ class _Run:
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def losses(self, chunk: list[int]) -> tuple[Tensor, Tensor]:
-        """−ln p of the target tokens, (N,) float32 nats with gradient, and what greedy decoding would emit, (N,) int64."""
-        if not chunk:
+        """Of this member's share: −ln p of the target tokens, (N,) float32 nats with gradient, and the greedy tokens, (N,) int64.
+
+        A pass that is made for the others' sake alone ends in nothing, but takes part in their backward pass.
+        """
+        own = self.team.mine(chunk)
+        run = own or chunk[: int(self.in_step)]
+        if not run:
             return torch.zeros(0, device=self.device), torch.zeros(0, dtype=torch.long, device=self.device)
-        logits = self.passes.logits(ask_targets([self.examples[i] for i in chunk]))
-        nll = torch.nn.functional.cross_entropy(logits, self.targets(chunk), reduction="none")
-        return nll, logits.detach().argmax(-1)
+        logits = self.passes.logits(ask_targets([self.examples[i] for i in run]))
+        nll = torch.nn.functional.cross_entropy(logits, self.targets(run), reduction="none")
+        kept = len(nll) if own else 0
+        return nll[:kept], logits.detach().argmax(-1)[:kept]
 
     def shared(self, nll: Tensor, greedy: Tensor, harm: Tensor, chunk: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """`losses` of the whole `chunk`, and the harm that all members found; gradient goes through this member's examples only.
@@ -415,6 +433,8 @@ class _Run:
             [self.settings.anchors_per_step, len(self.anchor_order) - self.settings.anchors_per_step]
         )
         own = self.anchors.select(index[self.team.rank :: self.team.size])
-        if not len(own):
-            return torch.zeros((), device=self.device)
-        return guard_kl(self.passes, own) / self.anchors.select(index).tokens
+        if len(own):
+            return guard_kl(self.passes, own) / self.anchors.select(index).tokens
+        if self.in_step:
+            return 0.0 * guard_kl(self.passes, self.anchors.select(index[:1]))
+        return torch.zeros((), device=self.device)

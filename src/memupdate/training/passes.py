@@ -17,7 +17,7 @@ from memupdate.budget.training_memory import LOGIT_BYTES
 from memupdate.facts.render import Example
 from memupdate.models.base import BaseModel
 from memupdate.models.scoring import logits_at
-from memupdate.training.decoder import Rows, lowest_adapted, take_apart
+from memupdate.training.decoder import Cut, Rows, lowest_adapted, take_apart
 from memupdate.training.lower_layers import CacheBounds, LowerLayers
 
 
@@ -156,11 +156,14 @@ def make_passes(
 ) -> Passes:
     """How to run `model`, the base model with a memory over the matrices `adapted`.
 
-    What the layers below give is kept with the base model, so that later runs over the same text find it.
+    What the layers below give is kept with the base model, so that later runs over the same text find it. Not where the base model is
+    sharded: what one process finds kept another may not, and all must run the same layers.
     """
     cut, decoder = lowest_adapted(adapted), take_apart(base.model)
     if cut is None or decoder is None:
         return WholeModel(model, base.device)
+    if base.is_sharded:
+        cut = Cut(0)
     lower = base.lower_layers.get(cut)
     if lower is None or lower.bounds != bounds or lower.decoder.embed is not decoder.embed:
         lower = base.lower_layers[cut] = LowerLayers(decoder, cut, bounds)

@@ -1,4 +1,4 @@
-"""The processes that train one memory together; one alone is a team too.
+"""The processes that do one thing together; one alone is a team too.
 
 Invariant: every member ends each method with the same numbers, so that all take the same decisions. Knows nothing of what is summed.
 """
@@ -52,6 +52,14 @@ class Team:
         for rank, share in enumerate(shares):
             whole[rank :: self.size] = share
         return whole
+
+    def most(self, number: int) -> int:
+        """The largest of all members' numbers."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def agree(self, tensors: Sequence[Tensor]) -> None:
         """The first member's numbers for all, in place."""
