@@ -48,7 +48,7 @@ PACKED_MODULES = {
 _NEVER_TARGETS = frozenset({"lm_head", "embed_tokens"})
 """LoRA on `lm_head` makes one `prompt_logprobs` request kill the CPU engine; see `engine_command`."""
 _STEADY_MEMORY = {
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 20),
 }
