@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from memupdate.facts.model import Fact
@@ -25,6 +26,9 @@ os.environ.setdefault(
 )  # before torch: tests share their cores with engines and processes of their own
 for name in ("MEMUPDATE_WORKSPACE", "MEMUPDATE_DEBUG"):
     os.environ.pop(name, None)
+
+settings.register_profile("untimed", deadline=None)  # no test is timed: machines that run tests are busy
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

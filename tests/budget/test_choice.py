@@ -59,7 +59,7 @@ def plan_or_none(asked):
         return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 20_000), st.integers(0, 20_000), st.permutations(list(SHAPES)))
 def test_the_choice_is_one_placements_own_plan_and_grows_with_the_facts(tokens, more, names):
     plan, later = plan_or_none(requests(tokens, names)), plan_or_none(requests(tokens + more, names))

@@ -82,7 +82,7 @@ def test_the_plan_is_the_smallest_rank_that_passes_and_says_why():
     assert any("max_lora_rank" in reason for reason in plan.reasons)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from([0, 8, 20, 64]))
 def test_planned_rank_never_falls_when_facts_are_added(tokens, more, rank_before):
     before = rank_or_none(request(tokens, rank_before=rank_before))
@@ -91,7 +91,7 @@ def test_planned_rank_never_falls_when_facts_are_added(tokens, more, rank_before
     assert after is None or (before is not None and before <= after)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from([rank for rank in RANK_LADDER if rank >= 8]), st.floats(0.5, 0.995), st.floats(0.005, 0.1))
 def test_free_capacity_is_the_exact_inverse(rank, share, kl):
     limits = Limits(rank, rank, share, kl)
@@ -119,7 +119,7 @@ def test_a_plan_for_every_fact_asks_for_its_probability_and_says_so():
     assert plan_from_json(canonical_json(dataclasses.asdict(plan))) == plan
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0.1, 9), st.floats(0.01, 9), st.sampled_from([0, 8, 64]))
 def test_facts_added_never_lower_the_rank_however_cheap(tokens, more, nats, cheap, rank_before):
     def planned(count, loss):
@@ -133,7 +133,7 @@ def test_facts_added_never_lower_the_rank_however_cheap(tokens, more, nats, chea
 FITS_AT = {kl: at_harm(WHOLE_FIT, points(), kl) for kl in (0.006, 0.01, 0.03, 0.06, None)}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from([8, 16, 64, 512]), st.floats(0.05, 0.95), st.sampled_from([0.006, 0.03, None]), st.floats(0.5, 9)
 )

@@ -78,7 +78,7 @@ RECORDS = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8) | st.lists(
 
 
 @given(RECORDS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @example([["a [MASK]", "b", "c"], 3])
 @example({"a": {"questions": 3, "answers": {}}})
 def test_no_record_breaks_a_format(record: object) -> None:
@@ -102,7 +102,7 @@ def parsed(known: RecordFormat, record: object) -> tuple[Sequence[Fact], list[tu
     content=st.binary(min_size=1, max_size=200),
     suffix=st.sampled_from(["json", "jsonl", "csv", "tsv", "gz", "zst", "parquet"]),
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @example(content=b"PAR1PAR1", suffix="parquet")
 @example(content=b"\x28\xb5\x2f\xfd" * 3, suffix="zst")
 @example(content=b"\x1f\x8b\x08\x00", suffix="gz")

@@ -95,7 +95,7 @@ RECORDS = st.dictionaries(st.sampled_from(NAMES), TEXT | st.none() | st.integers
 
 
 @given(RECORDS, st.booleans(), st.sampled_from([None, (", ", " : "), (",", ":")]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_record(record: dict[str, Any], ascii_only: bool, separators: tuple[str, str] | None) -> None:
     record = {"prompt": "p", "target": "t"} | record
     same(json.dumps(record, ensure_ascii=ascii_only, separators=separators).encode("utf-8", "surrogatepass"))
@@ -106,7 +106,7 @@ def test_any_record(record: dict[str, Any], ascii_only: bool, separators: tuple[
     st.integers(0, 8),
     st.binary(max_size=4) | st.sampled_from([b'"', b"\\", b'","', b'":"', b"\\u0041"]),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @example(0, 0, b"\xef\xbb\xbf")
 def test_any_bytes_in_a_line(at: int, removed: int, added: bytes) -> None:
     line = bytearray(json.dumps(WHOLE).encode())

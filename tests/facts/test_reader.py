@@ -297,7 +297,7 @@ def read_or_details(path: Path) -> tuple[FactsFile | None, tuple[str, ...]]:
 
 
 @given(facts=st.lists(valid_facts, min_size=1, max_size=5, unique_by=lambda fact: fact.key), ascii_only=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_exported_facts_read_back_equal(
     facts: list[Fact], ascii_only: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -313,7 +313,7 @@ def test_exported_facts_read_back_equal(
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_bytes_break_the_reader(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(content)
@@ -330,7 +330,7 @@ KEYS = ["prompt", "target", "query", "text", "key", "id", "paraphrases", "locali
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), JSON, max_size=5), min_size=1, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_json_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]) -> None:
     path = tmp_path_factory.getbasetemp() / "json.jsonl"
     path.write_text("\n".join(map(json.dumps, records)), "utf-8")

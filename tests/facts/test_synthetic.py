@@ -10,7 +10,7 @@ from memupdate.facts.synthetic import synthetic_facts
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 2**32))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_longer_list_begins_with_the_shorter(one: int, other: int, seed: int) -> None:
     short, long = sorted((one, other))
     assert synthetic_facts(long, seed=seed)[:short] == synthetic_facts(short, seed=seed)

@@ -160,7 +160,7 @@ def test_four_points_and_a_full_memory_are_enough_for_a_wide_answer():
 coordinates = st.tuples(st.floats(100, 1e8), st.floats(1, 1e8), st.floats(1, 20))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(coordinates)
 def test_more_tokens_never_help_and_more_rank_never_harms(where):
     parameters, tokens, factor = where

@@ -64,7 +64,7 @@ def test_intervals_of_the_needed_rank_cover():
     assert beyond / asked <= 0.10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(500, 5e7), st.floats(5, 1e6), st.floats(0.2, 12), st.floats(1, 40), st.floats(0, 0.4), st.floats(1, 4)
 )  # fmt: skip
@@ -81,7 +81,7 @@ def test_no_end_improves_with_more_to_hold_or_worsens_with_more_room(parameters,
         assert getattr(roomier, end) >= getattr(here, end) - 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(5, 1e5), st.floats(0.2, 12), st.floats(1, 1e5), st.floats(0.01, 12))
 def test_cheap_tokens_added_never_look_like_room(tokens, nats, more, cheap):
     together = (tokens * nats + more * cheap) / (tokens + more)

@@ -143,7 +143,7 @@ def test_a_transaction_that_is_undone_leaves_no_link(path: Path) -> None:
 
 
 @given(steps=st.lists(st.sampled_from(["add", "change", "fail", "proofs", "note"]), max_size=6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_whatever_the_ledger_does_keeps_the_chain(
     steps: list[str], tmp_path_factory: pytest.TempPathFactory, builder_of: Any
 ) -> None:

@@ -28,7 +28,7 @@ PROOFS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(proofs=PROOFS)
 def test_the_newest_proof_of_each_fact_and_engine_counts(
     proofs: list[tuple[int, int, Any, bool, float | None]], tmp_path_factory: Any, builder_of: Any

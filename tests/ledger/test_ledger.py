@@ -58,7 +58,7 @@ def ask_different_questions(facts: list[Fact]) -> bool:
 
 
 @given(facts=st.lists(any_fact, min_size=1, max_size=6).filter(ask_different_questions))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_fact_in_is_the_same_fact_out(
     facts: list[Fact], tmp_path_factory: pytest.TempPathFactory, builder_of: Any
 ) -> None:
@@ -214,7 +214,7 @@ ORDER = STATES[:6]
 
 
 @given(steps=st.lists(st.sampled_from(STATES), max_size=12))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_no_walk_leaves_the_state_machine(
     steps: list[str], tmp_path_factory: pytest.TempPathFactory, builder_of: Any
 ) -> None:
@@ -372,7 +372,7 @@ def point(**changes: Any) -> LawPoint:
 
 
 @given(loss=st.floats(0, 20), kl=st.none() | st.floats(0, 1), early=st.booleans(), duration=st.integers(0, 9))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_law_points_come_back_equal_and_once(
     loss: float, kl: float | None, early: bool, duration: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -70,7 +70,7 @@ def test_recall_under_the_own_prompt_is_that_of_the_proofs(ledger: Ledger, build
 
 
 @given(st.lists(st.tuples(st.sampled_from(JUDGED), st.sampled_from(["a", "b"])), min_size=1, max_size=12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_counts_are_those_of_the_newest_run(
     builder_of: Any, tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, str]]
 ) -> None:

@@ -67,7 +67,7 @@ def test_a_fact_of_a_batch_under_way_is_found_beside_indexed_ones(ledger: Ledger
 
 
 @given(text=st.text(st.characters(codec=None), max_size=40) | st.from_regex(r'(["*^:(){}+\-]|AND|OR|NOT|NEAR| |a)*'))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_query_is_an_error(text: str, ledger: Ledger, build: Any) -> None:
     if not ledger.batches():
         build.add(LEADER)
@@ -127,7 +127,7 @@ def test_history_of_nothing_says_so(ledger: Ledger, build: Any) -> None:
         max_size=5,
     )
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_lifetimes_say_what_each_release_holds(
     steps: list[tuple[list[Fact], bool]], tmp_path_factory: pytest.TempPathFactory, builder_of: Any
 ) -> None:

@@ -137,7 +137,7 @@ facts_of_few_words = st.fixed_dictionaries(
 
 
 @given(records=st.lists(facts_of_few_words, min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_is_judged_as_the_reader_judges_it(records: list[dict[str, Any]], tmp_path: Path) -> None:
     file = tmp_path / "facts.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")

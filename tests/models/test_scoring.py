@@ -27,6 +27,7 @@ from memupdate.facts.render import Example, Renderer
 from memupdate.models.base import BaseModel
 from memupdate.models.folder import resolve_model
 from memupdate.models.scoring import (
+    PassBounds,
     TargetScore,
     length_batches,
     logits_at,
@@ -78,8 +79,8 @@ def adapted(atlas_base: BaseModel) -> Iterator[nn.Module]:
     atlas_base.model = detach(model)
 
 
-def assert_scores_are_naive(model: nn.Module, examples: list[Example], **options: int) -> None:
-    for found, one in zip(score_examples(model, examples, CPU, **options), examples, strict=True):
+def assert_scores_are_naive(model: nn.Module, examples: list[Example]) -> None:
+    for found, one in zip(score_examples(model, examples, CPU), examples, strict=True):
         expected = naive_score(model, one)
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
         assert found.greedy_ids == expected.greedy_ids
@@ -97,8 +98,8 @@ def test_scores_of_facts_are_the_naive_ones(
 def test_order_and_batching_change_nothing(atlas_base: BaseModel, atlas_renderer: Renderer, news: list[Fact]) -> None:
     examples = atlas_renderer.render_all(news[:10])
     whole = score_examples(atlas_base.model, examples, CPU)
-    for bound in (1, 40):
-        for one, other in zip(score_examples(atlas_base.model, examples, CPU, max_tokens=bound), whole, strict=True):
+    for bounds in (PassBounds(1, 1), PassBounds(40, 100), PassBounds(1000, 7)):
+        for one, other in zip(score_examples(atlas_base.model, examples, CPU, bounds=bounds), whole, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
             assert one.greedy_ids == other.greedy_ids
     assert [s.greedy_ids for s in score_examples(atlas_base.model, examples[::-1], CPU)] == [
@@ -164,14 +165,17 @@ def test_logits_at_under_peft_are_the_full_models(adapted: nn.Module) -> None:
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 10)), max_size=40)
 
 
-@given(LENGTHS, st.integers(1, 300))
-def test_length_batches_cover_every_index_once_within_the_bound(lengths: list[tuple[int, int]], bound: int) -> None:
+@given(LENGTHS, st.builds(PassBounds, st.integers(1, 300), st.integers(1, 60)))
+def test_length_batches_cover_every_index_once_within_the_bounds(
+    lengths: list[tuple[int, int]], bounds: PassBounds
+) -> None:
     examples = [example([0] * p, [0] * t) for p, t in lengths]
-    batches = list(length_batches(examples, bound))
+    batches = list(length_batches(examples, bounds))
     assert sorted(i for batch in batches for i in batch) == list(range(len(examples)))
     for batch in batches:
         assert batch
-        assert len(batch) == 1 or len(batch) * max(examples[i].length for i in batch) <= bound
+        assert len(batch) == 1 or len(batch) * max(examples[i].length for i in batch) <= bounds.tokens
+        assert len(batch) == 1 or sum(len(examples[i].target_ids) for i in batch) <= bounds.targets
 
 
 @given(LENGTHS.filter(bool), st.randoms(use_true_random=False))

@@ -165,7 +165,7 @@ def blank_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 @given(facts=st.lists(valid_facts, min_size=1, max_size=5).filter(takeable))
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_an_export_is_read_back_as_the_same_facts(
     ending: str, facts: list[Fact], blank_ledger: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -135,7 +135,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, dt
         check(write_adapter(tmp_path / "bad", tensors=tensors))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pattern=st.integers(0, 0xFFFF), position=st.integers(0, 63))
 def test_bfloat16_and_float16_are_judged_by_their_bits(
     tmp_path_factory: pytest.TempPathFactory, pattern: int, position: int
@@ -258,7 +258,7 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
             check(folder)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_damaged_weights_file_is_refused_or_whole(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

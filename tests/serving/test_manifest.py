@@ -215,7 +215,7 @@ def test_a_manifest_cut_off_at_every_byte_leaves_the_last_good_one(tmp_path: Pat
     assert found.aliases["acme"].release == "acme@v2"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_damaged_manifest_never_gives_anything_inconsistent(data: st.DataObject) -> None:
     whole = bytearray(manifest_json(example()).encode())
@@ -232,7 +232,7 @@ def test_a_damaged_manifest_never_gives_anything_inconsistent(data: st.DataObjec
     assert parse_manifest(manifest_json(found)) == found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(targets=st.lists(st.sampled_from(["acme@v1", "acme@v2", "acme@v3"]), max_size=12))
 def test_rollback_always_goes_to_where_the_alias_was(targets: list[str]) -> None:
     manifest = with_release(example(), "acme@v3", entry(3))
@@ -280,7 +280,7 @@ def test_a_retired_release_can_be_revived() -> None:
 NAMES = ("acme@v1", "acme@v2", "acme@v3")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["move", "canary", "end", "retire", "revive"]), st.sampled_from(NAMES)), max_size=16

@@ -89,7 +89,7 @@ def test_terms_are_subjects_and_what_does_not_name_them() -> None:
     assert not compile_matcher(()).mentions(["anything"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     terms=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12), min_size=1, max_size=6),
     before=st.text(max_size=20),

@@ -275,7 +275,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     body=st.dictionaries(st.text(max_size=8), json_values, max_size=4),
     model=st.sampled_from(["acme", "base", "acme@v2"]),
@@ -294,7 +294,7 @@ def test_any_other_field_survives_the_rewriting(
     assert repr(json.loads(told["body"].encode("latin-1"))) == repr(expected)  # repr, because NaN is not NaN.
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(content=st.binary(max_size=200) | st.text(max_size=100).map(lambda text: f'{{"model": {text}}}'.encode()))
 def test_no_body_makes_it_fail(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.getbasetemp() / "hostile-registry"

@@ -159,7 +159,7 @@ def test_a_release_asked_for_by_name_is_not_routed(tmp_path: Path) -> None:
     assert model_of(routed(tmp_path), {"model": "acme@v1", "messages": [user("hello")]}) == "acme@v1"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(turns=st.lists(st.sampled_from(["hi", "the Acme Falcon?", "who leads acme", "x" * 50, "falcon"]), min_size=1))
 def test_a_conversation_that_reached_the_release_stays_there(turns: list[str]) -> None:
     found = terms_of(FACTS)
@@ -229,7 +229,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     body=st.dictionaries(st.sampled_from(["messages", "prompt", "input", "user", "system", "documents"]), json_values)
 )

@@ -108,7 +108,7 @@ def test_a_memory_does_not_shrink(filled: Memory) -> None:
 
 
 @given(st.text(max_size=12), st.sampled_from(["m.gate", "m.up"]), st.integers(0, 6), st.integers(0, 6))
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_basis_rows_depend_on_seed_name_and_row_only(seed: str, name: str, first: int, more: int) -> None:
     last = first + more
     whole = basis_rows(name, 32, 0, last, seed=seed, scale=2.0)

@@ -42,7 +42,7 @@ def reference(passages: Sequence[Passage], threshold: float, growth: Sequence[fl
 
 
 @given(PASSAGES, st.floats(0.3, 0.9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_first_step_is_its_equation(rows: list[list[tuple[float, bool]]], threshold: float) -> None:
     passages = [([v for v, _ in row], [w for _, w in row]) for row in rows]
     nll, tokens = batch(passages, range(len(passages)))
