@@ -26,6 +26,8 @@ from memupdate.serving.engine_record import RunningEngine, running_engines
 
 LOAD_SHARE = 0.3
 """Of what the engine can answer: flips prove and warm beside it, and on two cores all of it shares them."""
+REPLICAS_LOAD_SHARE = 0.1
+"""Two engines on the same cores answer less than one does, and one of them has to start again meanwhile."""
 _PAUSE_S = 0.3
 _STARTED_S = 420.0
 MEMORY_EVERY = 10
@@ -35,7 +37,7 @@ def one_engine(workspace: Workspace, asked: list[Question], flips: int) -> dict[
     """`flips` flips on one engine."""
     with our_engine(workspace) as engine:
         references, asked = _ready(workspace, engine.url, asked)
-        rate = _rate(engine.url, asked)
+        rate = _rate(engine.url, asked, LOAD_SHARE)
         fill_cache(engine)
         done, memory = [_flip(workspace, OLD)], dict[int, float]()
         with SteadyLoad([engine.url], asked, rate) as load:
@@ -66,7 +68,7 @@ def two_replicas(workspace: Workspace, asked: list[Question], flips: int) -> dic
     record = workspace.layout.engine
     with _serve(workspace) as urls:
         references, asked = _ready(workspace, urls[0], asked)
-        rate = _rate(urls[0], asked)
+        rate = _rate(urls[0], asked, REPLICAS_LOAD_SHARE)
         done, lost = [_flip(workspace, OLD)], 0
         killed = recovered = 0.0
         victim: RunningEngine | None = None
@@ -172,11 +174,11 @@ def _try_flip(workspace: Workspace, done: list[Flip]) -> bool:
     return now == wanted
 
 
-def _rate(url: str, asked: list[Question]) -> float:
-    """Requests per second that are `LOAD_SHARE` of what the engine answers at most."""
+def _rate(url: str, asked: list[Question], share: float) -> float:
+    """Requests per second that are `share` of what the engine answers at most."""
     ask_all(url, asked[:32], at_once=8)
     _, seconds = ask_all(url, asked[:64], at_once=8)
-    rate = round(LOAD_SHARE * len(asked[:64]) / seconds, 1)
+    rate = round(share * len(asked[:64]) / seconds, 1)
     say(f"the engine answers {len(asked[:64]) / seconds:.1f} requests/s at most; asked are {rate} requests/s")
     return rate
 
