@@ -9,11 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memupdate.budget.training_memory import LOGIT_BYTES
 from memupdate.facts.render import Example
+
+_PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Of a forward pass without gradient, padding included. More would leave a CPU's caches: 8192 take one and a half times as long there."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,41 @@ class PaddedBatch:
     """(N,) int64: its token id."""
 
 
-def length_batches(examples: Sequence[Example], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of examples of like length, at most `max_tokens` padded tokens together (one example at least)."""
+@dataclass(frozen=True)
+class PassBounds:
+    """What one forward pass without gradient takes at most; one example always fits."""
+
+    tokens: int
+    """Padding included."""
+    targets: int
+    """Target tokens: each has logits."""
+
+    @classmethod
+    def on(cls, device: torch.device, vocabulary: int) -> PassBounds:
+        """For a model of so many tokens on a device."""
+        return cls(_PASS_TOKENS.get(device.type, 8192), max(1, LOGIT_BYTES // (4 * vocabulary)))
+
+
+def length_batches(examples: Sequence[Example], bounds: PassBounds) -> Iterator[list[int]]:
+    """Indices of examples of like length, each pass within `bounds`."""
     order = sorted(range(len(examples)), key=lambda i: examples[i].length)
     batch: list[int] = []
+    targets = 0
     for index in order:
-        if batch and (len(batch) + 1) * examples[index].length > max_tokens:
+        own = len(examples[index].target_ids)
+        if batch and ((len(batch) + 1) * examples[index].length > bounds.tokens or targets + own > bounds.targets):
             yield batch
-            batch = []
+            batch, targets = [], 0
         batch.append(index)
+        targets += own
     if batch:
         yield batch
+
+
+def vocabulary_of(model: nn.Module) -> int:
+    """V: the logits that a model gives for each position."""
+    core: Any = getattr(model, "get_base_model", lambda: model)()
+    return int(core.get_output_embeddings().weight.shape[0])
 
 
 def pad_batch(examples: Sequence[Example], device: torch.device) -> PaddedBatch:
@@ -100,11 +129,11 @@ def logits_at(model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, positio
 
 
 def score_examples(
-    model: nn.Module, examples: Sequence[Example], device: torch.device, *, max_tokens: int = 8192
+    model: nn.Module, examples: Sequence[Example], device: torch.device, *, bounds: PassBounds | None = None
 ) -> list[TargetScore]:
-    """Scores in the order of `examples`; every example is run exactly once, without gradient."""
+    """Scores in the order of `examples`; every example is run exactly once, without gradient, in passes that suit the device."""
     scores: dict[int, TargetScore] = {}
-    for indices in length_batches(examples, max_tokens):
+    for indices in length_batches(examples, bounds or PassBounds.on(device, vocabulary_of(model))):
         chosen = [examples[i] for i in indices]
         batch = pad_batch(chosen, device)
         with torch.inference_mode():

@@ -14,11 +14,17 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from memupdate.budget.training_memory import LOGIT_BYTES
 from memupdate.distributed.team import Team
 from memupdate.facts.render import Example
 from memupdate.models.base import BaseModel
-from memupdate.models.scoring import TargetScore, length_batches, mean_loss_nats, target_scores
+from memupdate.models.scoring import (
+    PassBounds,
+    TargetScore,
+    length_batches,
+    mean_loss_nats,
+    target_scores,
+    vocabulary_of,
+)
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.training.anchors import Anchors, guard_kl, passes_of, summed_kl
 from memupdate.training.curriculum import make_curriculum, whole
@@ -44,8 +50,6 @@ _MIN_STEPS = 480
 """What a small set may take, where `max_epochs` of a step or two each would be too few."""
 _GUARD_RAISE = 1.5
 """How much heavier the guard gets each time that harm is over its budget when the facts are all stored."""
-_CHECK_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens of a forward pass without gradient; more would leave a CPU's caches."""
 _AT_FAULT = 5
 """Facts with the largest loss that a divergence names."""
 
@@ -189,7 +193,7 @@ class _Run:
             betas=(0.9, 0.98),
             fused=base.device.type == "cuda",
         )
-        self.vocabulary: int = model.get_base_model().get_output_embeddings().weight.shape[0]
+        self.vocabulary = vocabulary_of(model)
         self.steps = self.backward_examples = self.epochs = 0
         self.max_epochs = settings.max_epochs
         self.curriculum = whole(len(job.examples))
@@ -264,8 +268,7 @@ class _Run:
         self.team.agree(self.parameters)
         own = self.team.mine(self.examples)
         found: dict[int, TargetScore] = {}
-        tokens = min(_CHECK_TOKENS.get(self.device.type, 8192), max(1, LOGIT_BYTES // (4 * self.vocabulary)))
-        batches = list(length_batches(own, tokens))
+        batches = list(length_batches(own, PassBounds.on(self.device, self.vocabulary)))
         self.keep_up(len(batches))
         for indices in batches:
             chosen = [own[i] for i in indices]

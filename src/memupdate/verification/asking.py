@@ -17,7 +17,7 @@ from torch import nn
 
 from memupdate.facts.render import Example
 from memupdate.models.base import BaseModel
-from memupdate.models.scoring import length_batches, logits_at, pad_batch, score_examples
+from memupdate.models.scoring import PassBounds, length_batches, logits_at, pad_batch, score_examples, vocabulary_of
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.verification.inprocess import end_ids, generate_greedy
 from memupdate.verification.questions import Answered, Question, judge_text
@@ -70,7 +70,7 @@ def greedy_answer(base: BaseModel, model: nn.Module, example: Example, progress:
 def look_at_tokens(base: BaseModel, model: nn.Module, examples: Sequence[Example]) -> list[tuple[TokenView, ...]]:
     """Every target token of `examples`, in their order, with what is likeliest in its place."""
     found: dict[int, tuple[TokenView, ...]] = {}
-    for indices in length_batches(examples, 8192):
+    for indices in length_batches(examples, PassBounds.on(base.device, vocabulary_of(model))):
         batch = pad_batch([examples[i] for i in indices], base.device)
         with torch.inference_mode():
             logits = logits_at(model, batch.ids, batch.mask, batch.rows, batch.positions).log_softmax(-1)
