@@ -71,6 +71,13 @@ def record(
     return path
 
 
+def recorded(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """What `record` wrote last; empty where it has not."""
+    path = folder / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, memory and accelerator; nothing that names the machine itself."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

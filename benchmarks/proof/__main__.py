@@ -6,7 +6,8 @@
 `benchmarks/proof/policy.toml`; then, on vLLM, all of them are proved and generated freely. **depth**: four more releases of the first
 collection, 100 facts each, on top of each other. **endoflife**: versions and ends of support as they were in 2024, superseded by those of
 2025. **speed**: 10,000 questions proved and generated. What `--work` has already is not measured again: an interrupted study goes on, and
-`--lines 5` first and 20 later is the same as 20 at once. The full study takes about forty minutes of one quiet core; `--quick` about six.
+`--lines 5` first and 20 later is the same as 20 at once. Parts that are not asked for stay in the results as they were recorded, each with
+the commit that it was measured at. The full study takes about forty minutes of one quiet core; `--quick` about six.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from benchmarks.proof import endoflife, releases, speed
 from benchmarks.proof.releases import FULL, QUICK, Rows, Sizes
-from benchmarks.recording import markdown_table, record
+from benchmarks.recording import commit, markdown_table, record, recorded
 
 PARTS = ("breadth", "depth", "endoflife", "speed")
 
@@ -39,9 +40,13 @@ def main() -> None:
         sizes = replace(sizes, lines=min(arguments.lines, FULL.lines))
     work: Path = arguments.work or Path(tempfile.gettempdir()) / f"memupdate-{name}"
     figures, details = study(work, sizes, quick=arguments.quick, parts=arguments.only)
+    before = recorded(name)
+    commits = before.get("details", {}).get("commits", {}) | dict.fromkeys(arguments.only, commit())
+    figures = before.get("figures", {}) | figures
+    details = before.get("details", {}) | {part: found for part, found in details.items() if found}
     table = tables(figures, details)
     print(table)
-    record(name, figures, table_markdown=table, details=details)
+    record(name, figures, table_markdown=table, details={"commits": commits, **details})
 
 
 def study(

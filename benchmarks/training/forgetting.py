@@ -1,7 +1,8 @@
 """Twenty batches in a row on one collection: what is left of the earlier ones, and of what the base model knew.
 
-Invariant: `memupdate` itself writes the first line of batches (`Workspace.add`, each batch planned, trained, proved and released). The
-contrasts write the same batches at the same ranks with the same trainer and the same number of attempts, without guard or without replay.
+Invariant: `memupdate` itself writes the first line of batches (`Workspace.add`, each batch planned, trained, proved and released), under
+the embedded model's policy with one value changed: as many probes must answer as before as the study's goal asks for. The contrasts
+write the same batches at the same ranks with the same trainer and the same number of attempts, without guard or without replay.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from memupdate.errors import OverBudget, ProofFailed
 from memupdate.facts.model import Fact
 from memupdate.operations.proving import prove_memory
 from memupdate.operations.session import Session
+from memupdate.policies.loader import policy_path
 from memupdate.progress import no_progress
 from memupdate.training.loop import write_facts
 from memupdate.training.memory import Memory, empty_memory, grow, load_adapter
@@ -37,9 +39,12 @@ class Line:
     """One of `HOWS`."""
     batches: int
     facts_a_batch: int
+    kept: float
+    """`proof.min_probes_unchanged` of the first line: with less, `add` goes on training, takes more rank, or refuses."""
 
 
 FULL, QUICK = (20, 10), (3, 4)
+KEPT = 0.98
 LOOKS = (1, 2, 5, 10, 15, 20)
 """Batches after which everything is asked, beside the last; a release of `memupdate` is proved by itself after each."""
 _COLUMNS = ("batch", "facts", "proved", "older", "older_proved", "known_kept", "kl_nats")
@@ -49,7 +54,7 @@ HOWS = ("memupdate", "no guard", "no replay")
 
 def run(lab: Lab, store: Store, sizes: tuple[int, int]) -> None:
     """Measure what is missing."""
-    ours = Line(HOWS[0], *sizes)
+    ours = Line(HOWS[0], *sizes, KEPT)
     ranks = store.get_or(STUDY, asdict(ours), code_of_ours(), lambda: _through_workspace(ours))["ranks"]
     for how in HOWS[1:]:
         line = replace(ours, how=how)
@@ -58,7 +63,7 @@ def run(lab: Lab, store: Store, sizes: tuple[int, int]) -> None:
 
 def found(store: Store, how: str, sizes: tuple[int, int]) -> Row | None:
     """A line's row, if it is measured."""
-    return store.get(STUDY, asdict(Line(how, *sizes)), code_of_ours())
+    return store.get(STUDY, asdict(Line(how, *sizes, KEPT)), code_of_ours())
 
 
 def batches_of(line: Line) -> list[list[Fact]]:
@@ -71,7 +76,9 @@ def _through_workspace(line: Line) -> Row:
     """`add --no-publish`, batch after batch; at each look the release is read back from its file and proved again."""
     row = _empty_row()
     with tempfile.TemporaryDirectory() as folder:
-        workspace = Workspace.init(Path(folder) / "workspace", model="atlas")
+        policy = Path(folder) / "policy.toml"
+        policy.write_text(f"{policy_path('atlas').read_text()}\n[proof]\nmin_probes_unchanged = {line.kept}\n")
+        workspace = Workspace.init(Path(folder) / "workspace", model="atlas", policy=str(policy))
         written: list[Fact] = []
         for number, batch in enumerate(batches_of(line), start=1):
             file = Path(folder) / f"batch-{number}.jsonl"
