@@ -1,4 +1,4 @@
-"""What clients notice of updates, on the real vLLM: `python -m benchmarks.serving [--quick] [--part flips|replicas|cost]`.
+"""What clients notice of updates, on the real vLLM: `python -m benchmarks.serving [--quick] [--part flips|replicas|cost|served]`.
 
 Two releases of the embedded model are made by `add` (once; they are kept in the work folder), and then:
 
@@ -6,11 +6,12 @@ Two releases of the embedded model are made by `add` (once; they are kept in the
   answers that are not letter for letter what the release they name gives alone, and answers of a release that was not in force any more.
   Questions that both releases answer alike are not asked: on them a mix would not be seen.
 - replicas: the same on two engines of one registry, of which one is killed with -9 half-way and comes back.
-- cost: throughput and latency with our code inside vLLM against without, in short turns; seconds from proved to served.
+- cost: throughput and latency with our code inside vLLM against without, in short turns.
+- served: seconds from proved to served, on an engine that has nothing else to do.
 
-Each part keeps what it found in the work folder; the results are written when all three are there, so that the parts can be run at
+Each part keeps what it found in the work folder; the results are written when all of them are there, so that the parts can be run at
 different times.
-The machine should have nothing else to do for `cost`.
+The machine should have nothing else to do for `cost` and `served`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 from benchmarks.recording import commit, markdown_table, record
 from benchmarks.serving import cost, flips, stage
 
-PARTS = ("flips", "replicas", "cost")
+PARTS = ("flips", "replicas", "cost", "served")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ RATIOS = tuple(
 
 
 def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None]:
-    one, two, cost_found = parts["flips"], parts["replicas"], parts["cost"]
+    one, two, cost_found, served = (parts[part] for part in PARTS)
     memory = {int(number): value for number, value in one["memory_mb"].items()}
     last = max(memory)
     return {
@@ -98,11 +99,13 @@ def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None
         "failed_requests": one["failed_requests"],
         "mixed_responses": one["mixed_responses"],
         "answered_by_old_release": one["answered_by_old_release"],
-        "verified_to_served_s": round(cost_found["verified_to_served_s"], 3),
-        "proved_to_served_s": round(cost_found["proved_to_served_s"], 3),
+        "verified_to_served_s": round(served["verified_to_served_s"], 3),
+        "proved_to_served_s": round(served["proved_to_served_s"], 3),
         "publish_under_load_s": one["publish_under_load_s"],
-        "rollback_s": round(cost_found["rollback_s"], 3),
+        "rollback_s": round(served["rollback_s"], 3),
         **{key: round(cost_found[key], 4) for key in RATIOS},
+        "middleware_us": round(cost_found["middleware_us"], 1),
+        "middleware_share": round(cost_found["middleware_share"], 5),
         "memory_growth_mb": round(memory[last] - memory[flips.MEMORY_EVERY], 1),
         "replica_flips": two["flips"],
         "replica_requests": two["requests"],
@@ -129,7 +132,9 @@ LABELS = {
     "api_server_ratio": "… of its API server alone, where our code runs",
     "p50_ratio": "median latency, with ÷ without",
     "p99_ratio": "p99 latency, with ÷ without",
-    "memory_growth_mb": "resident memory of the engine after the last flip less that after the tenth, MB",
+    "middleware_us": "processor time of the middleware by itself per request, µs",
+    "middleware_share": "… ÷ that of the plain engine per request",
+    "memory_growth_mb": "resident memory of the engine after the last flip less that after the tenth, its KV cache filled before, MB",
     "replica_flips": "flips on two replicas",
     "replica_requests": "requests meanwhile",
     "replica_mixed_responses": "… mixed",

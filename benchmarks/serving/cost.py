@@ -8,7 +8,11 @@ together first, since a p99 wants many. Each ratio has the interval that holds 9
 would have given: it says whether the figure can tell 2 % at all. Processor time is that of all the engine's processes; wall time is at the
 mercy of whatever else the machine does, processor time much less.
 
-Then, on the quiet engine: how long from a release that is proved in process to the first answer of the alias from it.
+What the middleware takes by itself is measured apart (`alone`), and set against what the plain engine takes for a request: that can be told
+where the ratios of two engines cannot.
+
+A part of its own (`served`) is how long it takes, on the quiet engine, from a release that is proved in process to the first answer of the
+alias from it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.serving.alone import middleware_us
 from benchmarks.serving.load import Question, ask_all, ask_at
 from benchmarks.serving.stage import NEW, OLD, engine_processor_s, make_cold, our_engine, plain_engine, processor_s, say
 
@@ -38,13 +43,12 @@ Block = dict[str, float]
 Round = dict[str, list[Any]]
 
 
-def measure(workspace: Workspace, asked: list[Question], *, rounds: int, requests: int, repeats: int) -> dict[str, Any]:
-    """Ratios over `rounds` rounds of four times `requests` requests each, and `repeats` cold publications."""
+def measure(workspace: Workspace, asked: list[Question], *, rounds: int, requests: int) -> dict[str, Any]:
+    """Ratios over `rounds` rounds of four times `requests` requests each."""
     work = (asked * (requests // len(asked) + 1))[:requests]
     with our_engine(workspace) as ours:
         workspace.publish(NEW)
         workspace.publish(OLD)
-        served = verified_to_served(workspace, ours.url, repeats)
         with plain_engine(workspace, ours.settings) as plain:
             engines = {OURS: ours, PLAIN: plain}
             for engine in engines.values():
@@ -60,8 +64,12 @@ def measure(workspace: Workspace, asked: list[Question], *, rounds: int, request
                 )
                 if number % 10 == 9:
                     say(f"round {number + 1}: cpu_per_request_ratio {ratios(busy, timed)['cpu_per_request_ratio']:.4f}")
+    alone_us = middleware_us(workspace.layout.registry.root, ours.settings.served_model_name, work)
+    engine_us = 1e6 * statistics.mean(block["engine_s"] for one in busy for block in one[PLAIN])
     return {
         **ratios(busy, timed),
+        "middleware_us": alone_us,
+        "middleware_share": alone_us / engine_us,
         **{
             f"{name}_ms_{which}": 1000 * statistics.mean(block[f"{name}_s"] for r in busy for block in r[which])
             for name in ("engine", "api_server")
@@ -70,7 +78,6 @@ def measure(workspace: Workspace, asked: list[Question], *, rounds: int, request
         "latency_requests_per_s": rate,
         "requests_per_block": len(work),
         "rounds": busy,
-        **served,
     }
 
 
@@ -141,6 +148,14 @@ def with_interval(rounds: Sequence[Round], figure: Callable[[Sequence[Round]], f
     drawn = sorted(figure(dice.choices(rounds, k=len(rounds))) for _ in range(DRAWS))
     low, high = (drawn[int(share * (DRAWS - 1))] for share in INTERVAL)
     return {"": figure(rounds), "_low": low, "_high": high}
+
+
+def served(workspace: Workspace, repeats: int) -> dict[str, Any]:
+    """`repeats` cold publications."""
+    with our_engine(workspace) as ours:
+        workspace.publish(NEW)
+        workspace.publish(OLD)
+        return verified_to_served(workspace, ours.url, repeats)
 
 
 def verified_to_served(workspace: Workspace, url: str, repeats: int) -> dict[str, Any]:

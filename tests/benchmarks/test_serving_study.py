@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
+from benchmarks.serving.alone import middleware_us
 from benchmarks.serving.cost import OURS, PLAIN, ratios
 from benchmarks.serving.load import Answer, Question, SteadyLoad, ask_all, ask_at
 from benchmarks.serving.stage import engine_processor_s, memory_mb, processor_s
@@ -137,3 +138,8 @@ def test_processor_time_of_a_session_grows_with_its_work() -> None:
         assert used == processor_s(process.pid) > 0.1
         assert memory_mb(process.pid) > 1
         process.communicate(b"\n")
+
+
+def test_what_the_middleware_takes_by_itself(registry: Path) -> None:
+    asked = [replace(ASKED, stream=stream) for stream in (False, True)]
+    assert 1 < middleware_us(registry, "base", asked) < 5000
