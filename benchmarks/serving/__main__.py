@@ -1,4 +1,4 @@
-"""What clients notice of updates, on the real vLLM: `python -m benchmarks.serving [--quick] [--part flips|replicas|cost|served]`.
+"""What clients notice of updates, on the real vLLM: `python -m benchmarks.serving [--quick] [--part NAME]`.
 
 Two releases of the embedded model are made by `add` (once; they are kept in the work folder), and then:
 
@@ -7,6 +7,7 @@ Two releases of the embedded model are made by `add` (once; they are kept in the
   Questions that both releases answer alike are not asked: on them a mix would not be seen.
 - replicas: the same on two engines of one registry, of which one is killed with -9 half-way and comes back.
 - cost: throughput and latency with our code inside vLLM against without, in short turns.
+- alone: microseconds of the middleware by itself.
 - served: seconds from proved to served, on an engine that has nothing else to do.
 
 Each part keeps what it found in the work folder; the results are written when all of them are there, so that the parts can be run at
@@ -25,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recording import commit, markdown_table, record
-from benchmarks.serving import cost, flips, stage
+from benchmarks.serving import alone, cost, flips, stage
 
-PARTS = ("flips", "replicas", "cost", "served")
+PARTS = ("flips", "replicas", "cost", "alone", "served")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ RATIOS = tuple(
 
 
 def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None]:
-    one, two, cost_found, served = (parts[part] for part in PARTS)
+    one, two, cost_found, by_itself, served = (parts[part] for part in PARTS)
     memory = {int(number): value for number, value in one["memory_mb"].items()}
     last = max(memory)
     return {
@@ -104,8 +105,8 @@ def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None
         "publish_under_load_s": one["publish_under_load_s"],
         "rollback_s": round(served["rollback_s"], 3),
         **{key: round(cost_found[key], 4) for key in RATIOS},
-        "middleware_us": round(cost_found["middleware_us"], 1),
-        "middleware_share": round(cost_found["middleware_share"], 5),
+        "middleware_us": round(by_itself["middleware_us"], 1),
+        "middleware_share": round(by_itself["middleware_us"] / (1000 * cost_found["engine_ms_plain"]), 5),
         "memory_growth_mb": round(memory[last] - memory[flips.MEMORY_EVERY], 1),
         "replica_flips": two["flips"],
         "replica_requests": two["requests"],

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.serving.load import ALIAS, Question
 
+from memupdate import Workspace
 from memupdate.serving.middleware import AliasMiddleware
 
 ROUNDS = 60
@@ -31,6 +32,13 @@ async def answers(_scope: Any, receive: Any, send: Any) -> None:
     for _ in range(asked["max_tokens"] if asked["stream"] else 1):
         await send({"type": "http.response.body", "body": _PIECE, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
+
+
+def measure(workspace: Workspace, asked: Sequence[Question]) -> dict[str, Any]:
+    """Of the releases in the workspace's registry; no engine is started."""
+    if ALIAS not in workspace.status().aliases:
+        raise RuntimeError("nothing is published yet: run another part first")
+    return {"middleware_us": middleware_us(workspace.layout.registry.root, "atlas", asked)}
 
 
 def middleware_us(registry: Path, base_model: str, asked: Sequence[Question]) -> float:

@@ -8,10 +8,8 @@ together first, since a p99 wants many. Each ratio has the interval that holds 9
 would have given: it says whether the figure can tell 2 % at all. Processor time is that of all the engine's processes; wall time is at the
 mercy of whatever else the machine does, processor time much less.
 
-What the middleware takes by itself is measured apart (`alone`), and set against what the plain engine takes for a request: that can be told
-where the ratios of two engines cannot.
-
-A part of its own (`served`) is how long it takes, on the quiet engine, from a release that is proved in process to the first answer of the
+Parts of their own are what the middleware takes by itself (`alone`), set against what the plain engine takes here for a request, which can be
+told where the ratios of two engines cannot; and (`served`) how long it takes, on the quiet engine, from a release that is proved in process to the first answer of the
 alias from it.
 """
 
@@ -23,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.serving.alone import middleware_us
 from benchmarks.serving.load import Question, ask_all, ask_at
 from benchmarks.serving.stage import NEW, OLD, engine_processor_s, make_cold, our_engine, plain_engine, processor_s, say
 
@@ -64,12 +61,8 @@ def measure(workspace: Workspace, asked: list[Question], *, rounds: int, request
                 )
                 if number % 10 == 9:
                     say(f"round {number + 1}: cpu_per_request_ratio {ratios(busy, timed)['cpu_per_request_ratio']:.4f}")
-    alone_us = middleware_us(workspace.layout.registry.root, ours.settings.served_model_name, work)
-    engine_us = 1e6 * statistics.mean(block["engine_s"] for one in busy for block in one[PLAIN])
     return {
         **ratios(busy, timed),
-        "middleware_us": alone_us,
-        "middleware_share": alone_us / engine_us,
         **{
             f"{name}_ms_{which}": 1000 * statistics.mean(block[f"{name}_s"] for r in busy for block in r[which])
             for name in ("engine", "api_server")
