@@ -8,9 +8,9 @@ together first, since a p99 wants many. Each ratio has the interval that holds 9
 would have given: it says whether the figure can tell 2 % at all. Processor time is that of all the engine's processes; wall time is at the
 mercy of whatever else the machine does, processor time much less.
 
-Parts of their own are what the middleware takes by itself (`alone`), set against what the plain engine takes here for a request, which can be
-told where the ratios of two engines cannot; and (`served`) how long it takes, on the quiet engine, from a release that is proved in process to the first answer of the
-alias from it.
+Parts of their own are what the middleware takes by itself (`alone`), set against what the plain engine takes here for a request, which
+can be told where the ratios of two engines cannot; and (`served`) how long it takes, on the quiet engine, from a release that is proved in
+process to the first answer of the alias from it.
 """
 
 from __future__ import annotations
