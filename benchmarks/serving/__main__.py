@@ -66,9 +66,9 @@ def main() -> None:
     measure: dict[str, Callable[[], dict[str, Any]]] = {
         "flips": lambda: flips.one_engine(workspace, asked, size.flips),
         "replicas": lambda: flips.two_replicas(workspace, asked, size.replica_flips),
-        "cost": lambda: cost.measure(
-            workspace, asked, rounds=size.rounds, requests=size.requests, repeats=size.repeats
-        ),
+        "cost": lambda: cost.measure(workspace, asked, rounds=size.rounds, requests=size.requests),
+        "alone": lambda: alone.measure(workspace, asked),
+        "served": lambda: cost.served(workspace, size.repeats),
     }
     for part in arguments.part or PARTS:
         stage.say(f"== {part}")
