@@ -212,7 +212,7 @@ class BatchRun:
             if stored and not left and not changed:
                 return outcome
             memory = outcome.memory
-            missing = changed or f"{len(facts) - proved} of {len(facts)} facts unproved"
+            missing = changed or self.lacking(outcome, proved, len(facts))
             if left:
                 missing = f"{len(left)} dead answers still come out"
                 held = hold_examples(session, left, self.dead(), facts, self.progress)
@@ -236,6 +236,13 @@ class BatchRun:
                 self.outgrown.append(self.law_point(facts, outcome))
                 memory = grow(memory, rank, seed=seed, scale=scale)
                 self.messages.append(f"{missing}: memory grown to rank {rank}")
+
+    def lacking(self, outcome: TrainingOutcome, proved: int, facts: int) -> str:
+        """What an attempt has left undone, in words: facts, or else harm."""
+        if proved < facts or outcome.kl_nats is None:
+            return f"{facts - proved} of {facts} facts unproved"
+        budget = self.session.policy.guard.max_kl_nats
+        return f"harm of {outcome.kl_nats:.3f} nats a token, over the budget of {budget:g}"
 
     def probes_short(self, outcome: TrainingOutcome, facts: list[Fact]) -> str:
         """By how much a memory misses the share of unchanged probes, in words; empty where it does not or there is no guard to mend it."""
