@@ -12,15 +12,17 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import aiohttp
 
 ALIAS = "acme"
 TIMEOUT_S = 120.0
+Headers = Mapping[str, str]
+NO_HEADERS: Headers = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,13 @@ class SteadyLoad:
         self.answers.append(await client.ask(question))
 
 
-def session() -> aiohttp.ClientSession:
+def session(headers: Headers = NO_HEADERS) -> aiohttp.ClientSession:
     """No limit on connections, no proxy; a request that takes two minutes has failed."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), trust_env=False
+        headers=headers,
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        trust_env=False,
     )
 
 
@@ -195,14 +200,18 @@ def endless(questions: Sequence[Question], dice: random.Random) -> Iterator[Ques
         yield from dice.sample(questions, len(questions))
 
 
-def ask_all(url: str, questions: Sequence[Question], *, at_once: int, model: str = ALIAS) -> tuple[list[Answer], float]:
+def ask_all(
+    url: str, questions: Sequence[Question], *, at_once: int, model: str = ALIAS, headers: Headers = NO_HEADERS
+) -> tuple[list[Answer], float]:
     """All questions, never more than `at_once` in flight; the answers, and the seconds that it took."""
-    return asyncio.run(_ask_all(url, questions, at_once, model))
+    return asyncio.run(_ask_all(url, questions, at_once, model, headers))
 
 
-async def _ask_all(url: str, questions: Sequence[Question], at_once: int, model: str) -> tuple[list[Answer], float]:
+async def _ask_all(
+    url: str, questions: Sequence[Question], at_once: int, model: str, headers: Headers
+) -> tuple[list[Answer], float]:
     waiting, answers = iter(questions), list[Answer]()
-    async with session() as http:
+    async with session(headers) as http:
         client = Client((url,), http)
 
         async def work() -> None:
@@ -214,13 +223,22 @@ async def _ask_all(url: str, questions: Sequence[Question], at_once: int, model:
         return answers, time.monotonic() - begun
 
 
-def ask_at(url: str, questions: Sequence[Question], per_second: float, seed: int, model: str = ALIAS) -> list[Answer]:
-    """Each question once, at moments of `arrivals` with this seed: the same load for every engine that gets it."""
-    return asyncio.run(_ask_at(url, questions, per_second, seed, model))
+def ask_at(
+    url: str,
+    questions: Sequence[Question],
+    per_second: float,
+    seed: int,
+    model: str = ALIAS,
+    headers: Headers = NO_HEADERS,
+) -> list[Answer]:
+    """Each question once, at moments of `arrivals` with this seed: the same load for everything that gets it."""
+    return asyncio.run(_ask_at(url, questions, per_second, seed, model, headers))
 
 
-async def _ask_at(url: str, questions: Sequence[Question], per_second: float, seed: int, model: str) -> list[Answer]:
-    async with session() as http:
+async def _ask_at(
+    url: str, questions: Sequence[Question], per_second: float, seed: int, model: str, headers: Headers
+) -> list[Answer]:
+    async with session(headers) as http:
         client = Client((url,), http)
 
         async def one(at: float, question: Question) -> Answer:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from benchmarks.recording import ROOT
 from benchmarks.serving.load import ALIAS, Question
 from benchmarks.serving.verdict import References
 
@@ -32,7 +33,7 @@ SHORT_TOKENS = 16
 _CONTEXT = 512
 """Tokens, of the embedded model."""
 _PROMPTS_AT_ONCE = 8
-_OURS = re.compile(r"MEMUPDATE_|VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+TOGGLE = "benchmarks.serving.toggle.ToggledMiddleware"
 
 
 def prepare(work: Path, facts: int | None) -> Workspace:
@@ -87,23 +88,21 @@ def our_engine(workspace: Workspace) -> Iterator[Engine]:
             os.environ["MEMUPDATE_ADMIN_TOKEN"] = before
 
 
-class PlainEngine(Engine):
-    """vLLM with the same model, slots and limits, and the release as a `--lora-modules` of its own; nothing of ours inside."""
+class ToggledEngine(Engine):
+    """vLLM as `serve` starts it, but that a request can go past our middleware (`toggle`)."""
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         command, environment = super().command()
-        at = command.index("--middleware")
-        del command[at : at + 2]
-        command += ["--lora-modules", f"{ALIAS}={self.settings.registry / 'releases' / OLD}"]
-        kept = {name: value for name, value in environment.items() if not _OURS.match(name)}
-        return command, {**kept, "VLLM_PLUGINS": ""}
+        command[command.index("--middleware") + 1] = TOGGLE
+        found = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return command, {**environment, "PYTHONPATH": found}
 
 
 @contextmanager
-def plain_engine(workspace: Workspace, ours: EngineSettings) -> Iterator[Engine]:
-    """The engine to compare with."""
-    settings = replace(ours, port=0, log_path=workspace.layout.logs / "plain.log", registry=ours.registry.resolve())
-    with PlainEngine(settings) as engine:
+def toggled_engine(workspace: Workspace) -> Iterator[Engine]:
+    """The engine to measure on."""
+    settings = replace(settings_of(workspace), log_path=workspace.layout.logs / "toggled.log")
+    with ToggledEngine(settings) as engine:
         yield engine
 
 

@@ -12,7 +12,7 @@ from subprocess import PIPE
 
 import pytest
 from benchmarks.serving.alone import middleware_us
-from benchmarks.serving.cost import OURS, PLAIN, ratios
+from benchmarks.serving.cost import OURS, PAST, ratios
 from benchmarks.serving.load import Answer, Question, SteadyLoad, ask_all, ask_at
 from benchmarks.serving.stage import engine_processor_s, memory_mb, processor_s
 from benchmarks.serving.verdict import Flip, References, allowed, is_mixed, judge, take_references
@@ -115,7 +115,7 @@ def test_the_cost_is_taken_round_by_round_and_says_how_sure_it_is() -> None:
     dice = random.Random(3)
     busy, timed = [], []
     for _ in range(40):  # a machine that is now fast, now slow, and a cost of 1 %
-        pace, costs = dice.uniform(1, 3), {OURS: 1.01, PLAIN: 1.0}
+        pace, costs = dice.uniform(1, 3), {OURS: 1.01, PAST: 1.0}
         keys = ("wall_s", "engine_s", "api_server_s")
         busy.append(
             {w: [dict.fromkeys(keys, pace * c * dice.gauss(1, 0.005)) for _ in range(2)] for w, c in costs.items()}
