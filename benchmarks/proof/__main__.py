@@ -89,8 +89,8 @@ GOALS = {
 def tables(figures: dict[str, Any], details: dict[str, Any]) -> str:
     """Figures against goals, then one row per release."""
     text = markdown_table(("figure", "measured", "goal"), [(k, v, GOALS.get(k, "")) for k, v in figures.items()])
-    served = {row["release"]: row for row in details["served"]}
-    lines = [_line(row, served[row["release"]]) for row in details["inside"]]
+    served = {row["release"]: row for row in details.get("served", [])}
+    lines = [_line(row, served[row["release"]]) for row in details.get("inside", [])]
     header = (
         "release",
         "rank",
