@@ -149,7 +149,9 @@ LABELS = {
 def table(figures: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:
     rows = [[label, shown(key, figures)] for key, label in LABELS.items()]
     load = ", ".join(f"{name} {part['load_before']:.1f}" for name, part in parts.items())
-    return markdown_table(["", "measured"], rows) + f"\nLoad average of the machine before each part: {load}.\n"
+    commits = ", ".join(f"{name} {part['commit']}" for name, part in parts.items())
+    notes = f"\nLoad average of the machine before each part: {load}. Commits that they were measured at: {commits}.\n"
+    return markdown_table(["", "measured"], rows) + notes
 
 
 def shown(key: str, figures: dict[str, Any]) -> str:
