@@ -46,7 +46,7 @@ def main() -> None:
     details = before.get("details", {}) | {part: found for part, found in details.items() if found}
     table = tables(figures, details)
     print(table)
-    record(name, figures, table_markdown=table, details={"commits": commits, **details})
+    record(name, figures, table_markdown=table, details=details | {"commits": commits})
 
 
 def study(
