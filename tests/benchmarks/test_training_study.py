@@ -136,7 +136,7 @@ def test_figures_and_tables_of_measured_cells(tmp_path: Path) -> None:
     keep(Cell("trl", size.facts, size.rank), cpu_s=200.0, proved=4, stopped="cap", cap_s=200.0)
     keep(Cell("ours", size.facts, size.rank, guard=writing.POLICY_GUARD), cpu_s=15.0)
     row = {"ranks": [1], "complete": 1, **{name: [1] for name in forgetting._COLUMNS}}
-    line = forgetting.Line("memupdate", 1, 6)
+    line = forgetting.Line("memupdate", 1, 6, forgetting.KEPT)
     store.get_or(forgetting.STUDY, asdict(line), code_of_ours(), lambda: row)
     figures = summary.figures(store, replace(plan, batches=(1, 6)))
     assert writing.best_rate(store, size) == writing.TUNING[1]
@@ -152,7 +152,7 @@ def test_figures_and_tables_of_measured_cells(tmp_path: Path) -> None:
 
 
 def test_a_line_of_batches_uses_each_fact_once_and_forgets_without_replay(lab: Lab) -> None:
-    line = forgetting.Line("no replay", 2, 2)
+    line = forgetting.Line("no replay", 2, 2, forgetting.KEPT)
     batches = forgetting.batches_of(line)
     assert len({fact.key for batch in batches for fact in batch}) == 4
     row = forgetting._contrast(lab.session, line, [2, 2])
