@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 help:
 	@echo "make demo    the whole job on the embedded base model, served by vLLM"
 	@echo "make test    all tests, real vLLM included"
-	@echo "make test-slow  what takes many minutes: hundreds of killed updates"
+	@echo "make test-slow  what takes many minutes: hundreds of killed updates; images and manifests, built and run (as root)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  ruff's formatter and safe fixes"
 	@echo "make docs    write docs/cli.md and docs/ledger.md from the code"
