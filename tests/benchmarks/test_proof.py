@@ -63,8 +63,10 @@ def test_a_row_is_measured_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_generated_is_proved_in_one_pass(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_record", [False, True])
+def test_what_is_generated_is_proved_in_one_pass(tmp_path: Path, is_record: bool) -> None:
     session = Workspace.init(tmp_path / "w", model="atlas").session
     questions = session.renderer.render_all(world_facts(40, seed=8_000))
-    answers, row = speed.in_process(session, questions)
+    answers, row = speed.in_process(session, questions, is_record=is_record)
     assert (len(answers), row["facts"], row["proved"]) == (40, 40, 40)
+    assert not is_record or {len(answer) for answer in answers} == {speed.RECORD_TOKENS}
