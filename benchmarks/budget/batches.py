@@ -6,6 +6,7 @@ Invariant: a batch depends on its name only. This module knows nothing of ranks 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -70,8 +71,14 @@ def _stream(kind: str, size: int) -> Iterator[Fact]:
 
 
 def number_facts(count: int, *, seed: int) -> list[Fact]:
-    """At most 200 facts of the kind `numbers`, all of one world."""
-    return list(_of_kind("numbers", seed))[:count]
+    """Facts of the kind `numbers`: 200 of a world, and of further worlds where more are asked for."""
+    found: dict[str, Fact] = {}
+    for world in itertools.count(seed):
+        for fact in _of_kind("numbers", world):
+            found.setdefault(fact.prompt, fact)
+        if len(found) >= count:
+            break
+    return list(found.values())[:count]
 
 
 def _of_kind(kind: str, seed: int) -> Iterator[Fact]:

@@ -23,7 +23,7 @@ SEED = 7200
 _HOPELESS = 0.9
 """Share of facts stored by an attempt under which no further one is made."""
 _PATIENCE = 3.0
-"""Each attempt gets so many times the policy's epochs: what is asked for is the room, not the time."""
+"""Each attempt gets so many times the policy's epochs by default: what is asked for is the room, not the time."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Ladder:
     ranks: tuple[int, ...]
     kind: str = "world"
     """`world`: the study's facts; `numbers`: seven random digits each, of which the base model can guess nothing, as in PhoneBook."""
+    patience: float = _PATIENCE
 
 
 FULL = (
@@ -42,7 +43,8 @@ FULL = (
     Ladder(256, "mlp-all", (1, 2, 3, 4)),
     Ladder(100, "mlp-all", (1, 2), "numbers"),
     Ladder(150, "mlp-all", (1, 2), "numbers"),
-    Ladder(200, "mlp-all", (1, 2), "numbers"),
+    Ladder(200, "mlp-all", (1,), "numbers", patience=10),
+    Ladder(250, "mlp-all", (1,), "numbers", patience=10),
 )
 QUICK = (Ladder(8, "mlp-one", (1, 2, 4)),)
 
@@ -63,8 +65,9 @@ def found(store: Store, ladder: Ladder) -> Row | None:
 
 
 def _cell(ladder: Ladder, rank: int) -> dict[str, object]:
-    left_out = ("ranks", "kind") if ladder.kind == "world" else ("ranks",)
-    return {**{k: v for k, v in asdict(ladder).items() if k not in left_out}, "rank": rank}
+    said = {name: value for name, value in asdict(ladder).items() if name != "ranks"}
+    by_default = {"kind": "world", "patience": _PATIENCE}
+    return {**{k: v for k, v in said.items() if k not in by_default or v != by_default[k]}, "rank": rank}
 
 
 def _rung(lab: Lab, store: Store, ladder: Ladder, rank: int) -> Row:
@@ -77,7 +80,7 @@ def _row(lab: Lab, ladder: Ladder, rank: int) -> Row:
     examples = session.renderer.render_all(facts)
     before = mean_loss_nats(score_examples(session.base.model, examples, session.base.device))
     memory = lab.fresh_memory(ladder.placement, rank)
-    epochs = round(_PATIENCE * session.policy.training.max_epochs)
+    epochs = round(ladder.patience * session.policy.training.max_epochs)
     settings = replace(session.training_settings(max_epochs=epochs), guard_weight=0.0)
     for _ in range(session.policy.escalation.attempts):
         outcome = write_facts(session.base, memory, examples, settings, None, None, no_progress)
