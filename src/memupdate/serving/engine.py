@@ -48,12 +48,11 @@ PACKED_MODULES = {
 _NEVER_TARGETS = frozenset({"lm_head", "embed_tokens"})
 """LoRA on `lm_head` makes one `prompt_logprobs` request kill the CPU engine; see `engine_command`."""
 _STEADY_MEMORY = {
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 20),
 }
-"""On a CPU: oneDNN compiles a kernel for each number of tokens that it meets, and would keep 1,024 of them, some hundred MB; tensors that
-live for one batch (bytes, from the first threshold on) go back to the system instead of leaving holes between what stays."""
+"""On a CPU: tensors that live for one batch (bytes, from the first threshold on) go back to the system instead of leaving holes between
+what stays. oneDNN keeps its kernels, one for each number of tokens, some hundred MB: bounded to 32, proofs took twice as long."""
 _STOP_GRACE_S = 20.0
 _KILL_GRACE_S = 10.0
 _POLL_S = 0.25
