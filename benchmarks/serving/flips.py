@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.serving.load import Answer, Question, SteadyLoad, ask_all
-from benchmarks.serving.stage import NEW, OLD, fill_cache, memory_mb, our_engine, say, telling
+from benchmarks.serving.stage import NEW, OLD, fill_cache, meet_lengths, memory_mb, our_engine, say, telling
 from benchmarks.serving.verdict import Flip, References, allowed, judge, take_references
 
 from memupdate import Workspace
@@ -39,6 +39,7 @@ def one_engine(workspace: Workspace, asked: list[Question], flips: int) -> dict[
         references, asked = _ready(workspace, engine.url, asked)
         rate = _rate(engine.url, asked, LOAD_SHARE)
         fill_cache(engine)
+        meet_lengths(engine)
         done, memory = [_flip(workspace, OLD)], dict[int, float]()
         with SteadyLoad([engine.url], asked, rate) as load:
             time.sleep(5)

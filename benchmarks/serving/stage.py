@@ -30,8 +30,8 @@ OLD, NEW = f"{ALIAS}@v1", f"{ALIAS}@v2"
 ADMIN_TOKEN = "benchmark"
 LONG_TOKENS = 32
 SHORT_TOKENS = 16
-_CONTEXT = 512
-"""Tokens, of the embedded model."""
+_LONGEST = 510
+"""Tokens of a prompt, in the 512 of the embedded model."""
 _PROMPTS_AT_ONCE = 8
 TOGGLE = "benchmarks.serving.toggle.ToggledMiddleware"
 
@@ -130,16 +130,26 @@ def fill_cache(engine: Engine) -> None:
             line for line in client.get("/metrics").text.splitlines() if line.startswith("vllm:cache_config_info{")
         )
         blocks, size = (int(re.search(rf'{name}="(\d+)"', info)[1]) for name in ("num_gpu_blocks", "block_size"))  # type: ignore[index]
-        dice, length = random.Random(0), _CONTEXT - 2
-        prompts = 1 + blocks * size * 11 // 10 // length
-        for first in range(0, prompts, _PROMPTS_AT_ONCE):
-            count = min(_PROMPTS_AT_ONCE, prompts - first)
-            body = {
-                "model": engine.settings.served_model_name,
-                "prompt": [[dice.randrange(100, 1400) for _ in range(length)] for _ in range(count)],
-                "max_tokens": 1,
-            }
-            client.post("/v1/completions", json=body).raise_for_status()
+    prompts, dice = 1 + blocks * size * 11 // 10 // _LONGEST, random.Random(0)
+    for first in range(0, prompts, _PROMPTS_AT_ONCE):
+        _read(engine, [_tokens(dice, _LONGEST) for _ in range(min(_PROMPTS_AT_ONCE, prompts - first))])
+
+
+def meet_lengths(engine: Engine) -> None:
+    """Read a prompt of every length: on a CPU, oneDNN compiles kernels for each number of tokens in a batch and keeps the last 1,024, some
+    300 MB, whoever sends them. An engine that has served for a day has met them; that it met ten flips says nothing."""
+    dice = random.Random(1)
+    for length in range(1, _LONGEST + 1):
+        _read(engine, [_tokens(dice, length)], prompt_logprobs=1)
+
+
+def _tokens(dice: random.Random, length: int) -> list[int]:
+    return [dice.randrange(100, 1400) for _ in range(length)]
+
+
+def _read(engine: Engine, prompts: list[list[int]], **options: Any) -> None:
+    body = {"model": engine.settings.served_model_name, "prompt": prompts, "max_tokens": 1, **options}
+    httpx.post(f"{engine.url}/v1/completions", json=body, timeout=300, trust_env=False).raise_for_status()
 
 
 def memory_mb(session: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from memupdate.errors import EngineError, ExitCode
-from memupdate.serving.client import EngineClient, EngineRefused, TokenScore
+from memupdate.serving.client import EngineClient, EngineRefused, Request, TokenScore, completion_request
 
 
 class Server(ThreadingHTTPServer):
@@ -25,6 +26,9 @@ class Server(ThreadingHTTPServer):
         self.status = 200
         self.content: bytes | None = None
         self.delay_s = 0.0
+        self.shuffled = False
+        """Later requests are answered sooner."""
+        self.now = self.most_at_once = 0
         self.requests: list[dict[str, Any]] = []
         self.lock = Lock()
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -40,6 +44,15 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.server.lock:
             self.server.requests.append({**body, "authorization": self.headers.get("authorization")})
+            self.server.now += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.now)
+        try:
+            self.answer_post(body)
+        finally:
+            with self.server.lock:
+                self.server.now -= 1
+
+    def answer_post(self, body: dict[str, Any]) -> None:
         if self.server.content is not None:
             self.answer(None)
             return
@@ -50,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"choices": choices[::-1]})
 
     def answer(self, value: object) -> None:
-        time.sleep(self.server.delay_s)
+        time.sleep(self.server.delay_s * (1 + 3 * (len(self.server.requests) % 2 and self.server.shuffled)))
         content = json.dumps(value).encode() if self.server.content is None else self.server.content
         self.send_response(self.server.status)
         self.send_header("content-length", str(len(content)))
@@ -119,6 +132,10 @@ def test_a_missing_score_is_an_error_and_not_a_guess(server: Server) -> None:
             client.score_targets("acme@v1", [[1]], [[2], [3]])
 
 
+def read_scored_token(answer: Any, _: object) -> int:
+    return int(next(iter(answer["choices"][0]["prompt_logprobs"][1])))
+
+
 def test_refusals_carry_status_and_reason(server: Server) -> None:
     server.status = 404
     server.content = b'{"error": {"message": "The model `x` does not exist.", "code": 404}}'
@@ -130,6 +147,8 @@ def test_refusals_carry_status_and_reason(server: Server) -> None:
         server.status, server.content = 500, b"<html>\n broken </html>"
         with pytest.raises(EngineRefused, match="answered 500: <html> broken </html>"):
             client.score_targets("x", [[1]], [[2]])
+        with pytest.raises(EngineRefused, match="answered 500"):
+            client.ask_together([completion_request("x", "prompt", 1)] * 9, at_once=2)
         assert not client.health()
 
 
@@ -141,6 +160,7 @@ def test_another_kind_of_server_is_recognised(server: Server, content: bytes) ->
             client.models,
             lambda: client.complete("x", [1], 1),
             lambda: client.chat("x", [{"role": "user", "content": "x"}], 1),
+            lambda: client.ask_together([completion_request("x", [1], 1)] * 3, at_once=2),
         ):
             server.requests.clear()
             with pytest.raises(EngineError, match="did not answer as vLLM does"):
@@ -150,13 +170,37 @@ def test_another_kind_of_server_is_recognised(server: Server, content: bytes) ->
 def test_nobody_there_and_no_answer_are_one_clear_line(server: Server) -> None:
     with EngineClient("http://127.0.0.1:9") as client:
         assert not client.health()
-        with pytest.raises(EngineError, match="cannot be reached") as caught:
-            client.models()
-        assert "\n" not in caught.value.message
-        assert caught.value.hint
+        for call in (client.models, lambda: client.score_targets("x", [[1]], [[2]])):
+            with pytest.raises(EngineError, match="cannot be reached") as caught:
+                call()
+            assert "\n" not in caught.value.message
+            assert caught.value.hint
     server.delay_s = 1.0
-    with EngineClient(server.url, timeout_s=0.1) as client, pytest.raises(EngineError, match="did not answer in time"):
-        client.models()
+    with EngineClient(server.url, timeout_s=0.1) as client:
+        for call in (client.models, lambda: client.score_targets("x", [[1]], [[2]])):
+            with pytest.raises(EngineError, match="did not answer in time"):
+                call()
+
+
+def test_requests_made_together_are_as_many_as_may_be_and_answered_in_order(server: Server) -> None:
+    server.delay_s = 0.02
+    asked = [[2 * number, 2] for number in range(40)]
+    with EngineClient(server.url, "key") as client:
+        requests = [Request("/v1/completions", {"prompt": [prompt]}, read_scored_token) for prompt in asked]
+        assert client.ask_together(requests, at_once=5) == [2] * 40
+        assert server.most_at_once == 5
+        server.shuffled = True
+        scores = client.score_targets("x", asked, [[2 * number + 4] for number in range(40)])
+    assert [s[0].token_id for s in scores] == [2 * number + 4 for number in range(40)]
+    assert {request["authorization"] for request in server.requests} == {"Bearer key"}
+
+
+def test_requests_can_be_made_together_inside_an_event_loop(server: Server) -> None:
+    async def notebook() -> list[list[TokenScore]]:
+        with EngineClient(server.url) as client:
+            return client.score_targets("x", [[1]], [[2]])
+
+    assert asyncio.run(notebook())[0][0].token_id == 2
 
 
 def test_models_lists_names(server: Server) -> None:

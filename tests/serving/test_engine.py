@@ -90,13 +90,15 @@ def test_only_a_cpu_engine_is_eager_and_only_a_local_model_offline(
     assert "--enforce-eager" in command
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert int(environment["MALLOC_MMAP_THRESHOLD_"]) < int(environment["MALLOC_TRIM_THRESHOLD_"])
-    assert environment["MALLOC_TRIM_THRESHOLD_"] == "8388608", "or its worker grows with every new length of a batch"
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "512")
-    assert engine_command(settings)[1]["MALLOC_TRIM_THRESHOLD_"] == "512"
+    assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "32", (
+        "or its worker grows with every new length of a batch"
+    )
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
+    assert engine_command(settings)[1]["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "512"
     monkeypatch.setattr(module, "is_cpu_engine", lambda: False)
     command, environment = engine_command(replace(settings, model="Qwen/Qwen3-0.6B"))
     assert "--enforce-eager" not in command
-    on_cpu = {"VLLM_CPU_KVCACHE_SPACE", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+    on_cpu = {"VLLM_CPU_KVCACHE_SPACE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "MALLOC_MMAP_THRESHOLD_"}
     assert not on_cpu & set(environment)
     assert "HF_HUB_OFFLINE" not in environment
     assert options(command)["--model"] == ["Qwen/Qwen3-0.6B"]

@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -113,6 +115,21 @@ def test_alias_follows_the_manifest_from_one_request_to_the_next(served: Served)
     assert (back.model, back.text) == ("acme@v1", first.text)
     assert len({base.text, first.text, second.text}) == 3
     assert served.client.complete("acme@v2", "the old mill", 4).model == "acme@v2"
+
+
+def test_a_connection_that_was_idle_is_still_good(served: Served) -> None:
+    """vLLM by itself ends it after 5 s, just when a client may be about to use it again."""
+    address = urlsplit(served.engine.url)
+    connection = HTTPConnection(str(address.hostname), address.port, timeout=30)
+    connection.connect()
+    sock = connection.sock
+    for idle_s in (0, 7):
+        time.sleep(idle_s)
+        connection.request("GET", "/v1/models")
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+        assert connection.sock is sock, "the same connection all along"
+    connection.close()
 
 
 def test_streams_name_the_release_and_arrive_in_pieces(served: Served) -> None:

@@ -8,14 +8,17 @@ if that changed.) This module knows nothing about facts, releases or tokenizers.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx
 
 from memupdate.errors import EngineError
@@ -24,6 +27,10 @@ _BATCH_PROMPTS = 16
 _BATCH_TOKENS = 8192
 """Bounds of one scoring request: prompts, and tokens of all of them together."""
 _PARALLEL_REQUESTS = 4
+_CONNECT_S = 10.0
+T = TypeVar("T")
+Headers = Mapping[str, str]
+"""Of a response; lower-case names."""
 
 
 class EngineRefused(EngineError):
@@ -64,18 +71,69 @@ class TokenScore:
     """Text of the token itself; "" where the engine does not say."""
 
 
+@dataclass(frozen=True)
+class Request(Generic[T]):
+    """One POST to an engine, and how its answer is read."""
+
+    path: str
+    body: Mapping[str, Any]
+    read: Callable[[Any, Headers], T]
+    """Of the JSON and the headers. KeyError, IndexError, TypeError or ValueError say that vLLM does not answer so."""
+
+
+def chat_request(
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    max_tokens: int,
+    temperature: float = 0,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Request[Completion]:
+    """One chat completion, rendered by the engine's own chat template."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [dict(message) for message in messages],
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+    }
+    if chat_template_kwargs:
+        body["chat_template_kwargs"] = dict(chat_template_kwargs)
+    return Request("/v1/chat/completions", body, _read_chat)
+
+
+def completion_request(
+    model: str,
+    prompt: str | Sequence[int],
+    max_tokens: int,
+    temperature: float = 0,
+    stop: Sequence[str] = (),
+    user: str | None = None,
+) -> Request[Completion]:
+    """One plain completion of a text or of token ids; `user` keeps conversations of one name on one side of a canary."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt if isinstance(prompt, str) else list(prompt),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+    }
+    if stop:
+        body["stop"] = list(stop)
+    if user is not None:
+        body["user"] = user
+    return Request("/v1/completions", body, _read_completion)
+
+
 class EngineClient:
     """Talks to one engine. Threads may share it; close it, or use it as a context manager."""
 
     def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = 300.0) -> None:
         """`url` without `/v1`; `timeout_s` per request, generous because the first request after a start is slow."""
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        timeout = httpx.Timeout(timeout_s, connect=10.0)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout_s = timeout_s
         # A proxy from the environment cannot reach this machine's own loopback.
-        self._http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout, trust_env=not _is_loopback(self.url)
-        )
+        self._trust_env = not _is_loopback(self.url)
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
+        self._http = httpx.Client(base_url=self.url, headers=self._headers, timeout=timeout, trust_env=self._trust_env)
 
     def __enter__(self) -> Self:
         return self
@@ -102,10 +160,10 @@ class EngineClient:
         Raises:
             EngineError: unreachable, or an error status.
         """
-        answer = self._json("GET", "/v1/models")[0]
+        response = self._response("GET", "/v1/models")
         try:
-            return tuple(str(model["id"]) for model in answer["data"])
-        except (KeyError, TypeError) as error:
+            return tuple(str(model["id"]) for model in response.json()["data"])
+        except (KeyError, TypeError, ValueError) as error:
             raise self._strange("/v1/models") from error
 
     def metrics(self) -> str:
@@ -124,26 +182,8 @@ class EngineClient:
         temperature: float = 0,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """One chat completion, rendered by the engine's own chat template.
-
-        Raises:
-            EngineError: unreachable, or an error status (`EngineRefused`).
-        """
-        body: dict[str, Any] = {
-            "model": model,
-            "messages": [dict(message) for message in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-        }
-        if chat_template_kwargs:
-            body["chat_template_kwargs"] = dict(chat_template_kwargs)
-        answer, headers = self._json("POST", "/v1/chat/completions", body)
-        try:
-            choice = answer["choices"][0]
-            text = choice["message"]["content"] or ""
-            return Completion(text, str(answer["model"]), str(choice["finish_reason"]), headers)
-        except (KeyError, IndexError, TypeError) as error:
-            raise self._strange("/v1/chat/completions") from error
+        """What `chat_request` asks. Raises EngineError: unreachable, or an error status (`EngineRefused`)."""
+        return self.ask(chat_request(model, messages, max_tokens, temperature, chat_template_kwargs))
 
     def complete(
         self,
@@ -154,27 +194,58 @@ class EngineClient:
         stop: Sequence[str] = (),
         user: str | None = None,
     ) -> Completion:
-        """One plain completion of a text or of token ids; `user` keeps conversations of one name on one side of a canary.
+        """What `completion_request` asks. Raises EngineError: unreachable, or an error status (`EngineRefused`)."""
+        return self.ask(completion_request(model, prompt, max_tokens, temperature, stop, user))
+
+    def ask(self, request: Request[T]) -> T:
+        """One request.
 
         Raises:
-            EngineError: unreachable, or an error status (`EngineRefused`).
+            EngineError: unreachable, an error status (`EngineRefused`), or an answer that is not vLLM's.
         """
-        body: dict[str, Any] = {
-            "model": model,
-            "prompt": prompt if isinstance(prompt, str) else list(prompt),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-        }
-        if stop:
-            body["stop"] = list(stop)
-        if user is not None:
-            body["user"] = user
-        answer, headers = self._json("POST", "/v1/completions", body)
+        response = self._response("POST", request.path, request.body)
+        return self._read(request, response.content, response.headers)
+
+    def ask_together(self, requests: Sequence[Request[T]], *, at_once: int) -> list[T]:
+        """Several requests, `at_once` in flight; the answers in their order. The first that fails ends all.
+
+        They leave in one go, from one thread: an engine that gets them one by one may answer each alone. (vLLM's core spins while it
+        waits for its worker, so on a machine of few cores hardly another request gets in until the first is done.)
+
+        Raises:
+            EngineError: as `ask`.
+        """
+        return _run(self._ask_together(requests, at_once))
+
+    async def _ask_together(self, requests: Sequence[Request[T]], at_once: int) -> list[T]:
+        tls: Any = (
+            httpx.create_ssl_context() if self.url.startswith("https:") else True
+        )  # the authorities that `ask` trusts
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=at_once, ssl=tls),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=self._timeout_s),
+            trust_env=self._trust_env,
+        ) as session:
+            return await asyncio.gather(*(self._ask_in(session, request) for request in requests))
+
+    async def _ask_in(self, session: aiohttp.ClientSession, request: Request[T]) -> T:
         try:
-            choice = answer["choices"][0]
-            return Completion(choice["text"], str(answer["model"]), str(choice["finish_reason"]), headers)
-        except (KeyError, IndexError, TypeError) as error:
-            raise self._strange("/v1/completions") from error
+            async with session.post(self.url + request.path, json=request.body) as response:
+                content = await response.read()
+        except TimeoutError as error:
+            raise self._late(request.path) from error
+        except (aiohttp.ClientError, ValueError) as error:  # ValueError: a URL that is none
+            raise self._unreachable(error) from error
+        if response.status >= 400:
+            raise _refused(self.url + request.path, response.status, response.reason or "", content)
+        return self._read(request, content, response.headers)
+
+    def _read(self, request: Request[T], content: bytes, headers: Headers) -> T:
+        try:
+            return request.read(json.loads(content), {name.lower(): value for name, value in headers.items()})
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._strange(request.path) from error
 
     def score_targets(
         self, model: str, prompts_ids: Sequence[Sequence[int]], target_ids: Sequence[Sequence[int]]
@@ -193,18 +264,15 @@ class EngineClient:
         if not all(prompts_ids):
             raise ValueError("a prompt is empty")
         pairs = [(list(prompt), list(target)) for prompt, target in zip(prompts_ids, target_ids, strict=True)]
-        batches = _batches(pairs)
-        if not batches:
-            return []
-        with ThreadPoolExecutor(max_workers=min(_PARALLEL_REQUESTS, len(batches))) as pool:
-            futures = [pool.submit(self._score_batch, model, batch) for batch in batches]
-            try:
-                return [scores for future in futures for scores in future.result()]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        requests = [self._scoring(model, batch) for batch in _batches(pairs)]
+        answers = self.ask_together(requests, at_once=_PARALLEL_REQUESTS) if requests else []
+        return [scores for batch in answers for scores in batch]
 
-    def _score_batch(self, model: str, pairs: list[tuple[list[int], list[int]]]) -> list[list[TokenScore]]:
+    def _scoring(self, model: str, pairs: list[tuple[list[int], list[int]]]) -> Request[list[list[TokenScore]]]:
+        def read(answer: Any, _: Headers) -> list[list[TokenScore]]:
+            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+            return [self._scores(choice["prompt_logprobs"], *pair) for choice, pair in zip(choices, pairs, strict=True)]
+
         body = {
             "model": model,
             "prompt": [prompt + target for prompt, target in pairs],
@@ -212,14 +280,7 @@ class EngineClient:
             "temperature": 0,
             "prompt_logprobs": 1,
         }
-        answer, _ = self._json("POST", "/v1/completions", body)
-        try:
-            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-            if len(choices) != len(pairs):
-                raise self._strange("/v1/completions")
-            return [self._scores(choice["prompt_logprobs"], *pair) for choice, pair in zip(choices, pairs, strict=True)]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise self._strange("/v1/completions") from error
+        return Request("/v1/completions", body, read)
 
     def _scores(
         self, positions: Sequence[Mapping[str, Any] | None], prompt: list[int], target: list[int]
@@ -231,26 +292,23 @@ class EngineClient:
             )
         return [_token_score(token, positions[len(prompt) + offset]) for offset, token in enumerate(target)]
 
-    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, str]]:
-        response = self._response(method, path, body)
-        try:
-            return response.json(), dict(response.headers)
-        except ValueError as error:
-            raise self._strange(path) from error
-
     def _response(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         try:
             response = self._http.request(method, path, json=body)
         except httpx.TimeoutException as error:
-            raise EngineError(f"{self.url}{path} did not answer in time", "look at the engine's log") from error
+            raise self._late(path) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise EngineError(
-                f"{self.url} cannot be reached ({reason})", "is the engine running? `memupdate serve`"
-            ) from error
+            raise self._unreachable(error) from error
         if response.status_code >= 400:
-            raise _refused(self.url + path, response)
+            raise _refused(self.url + path, response.status_code, response.reason_phrase, response.content)
         return response
+
+    def _late(self, path: str) -> EngineError:
+        return EngineError(f"{self.url}{path} did not answer in time", "look at the engine's log")
+
+    def _unreachable(self, error: Exception) -> EngineError:
+        reason = str(error) or type(error).__name__
+        return EngineError(f"{self.url} cannot be reached ({reason})", "is the engine running? `memupdate serve`")
 
     def _strange(self, path: str) -> EngineError:
         return EngineError(f"{self.url}{path} did not answer as vLLM does", "is this URL a vLLM server?")
@@ -281,16 +339,37 @@ def _token_score(token: int, position: Mapping[str, Any] | None) -> TokenScore:
     return TokenScore(token, float(own["logprob"]), int(own["rank"]), int(top_id), top_text, text)
 
 
-def _refused(where: str, response: httpx.Response) -> EngineRefused:
+def _read_chat(answer: Any, headers: Headers) -> Completion:
+    choice = answer["choices"][0]
+    text = choice["message"]["content"] or ""
+    return Completion(text, str(answer["model"]), str(choice["finish_reason"]), headers)
+
+
+def _read_completion(answer: Any, headers: Headers) -> Completion:
+    choice = answer["choices"][0]
+    return Completion(choice["text"], str(answer["model"]), str(choice["finish_reason"]), headers)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Its result; in a thread of its own where this one runs an event loop already, as a notebook's does."""
     try:
-        value = response.json()
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def _refused(where: str, status: int, reason: str, content: bytes) -> EngineRefused:
+    try:
+        value = json.loads(content)
         error = value.get("error", value) if isinstance(value, dict) else value
         detail = error.get("message", error) if isinstance(error, dict) else error
     except ValueError:
-        detail = response.text
-    line = " ".join(str(detail).split())[:400] or response.reason_phrase
-    hint = "look at the engine's log" if response.status_code >= 500 else ""
-    return EngineRefused(f"{where} answered {response.status_code}: {line}", hint, status=response.status_code)
+        detail = content.decode(errors="replace")
+    line = " ".join(str(detail).split())[:400] or reason
+    hint = "look at the engine's log" if status >= 500 else ""
+    return EngineRefused(f"{where} answered {status}: {line}", hint, status=status)
 
 
 def _is_loopback(url: str) -> bool:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from memupdate.facts.render import Example
 from memupdate.ledger.measures import Judged
-from memupdate.serving.client import EngineClient
+from memupdate.serving.client import Completion, EngineClient, Request, chat_request, completion_request
 from memupdate.verification.questions import judge_text
 from memupdate.verification.recall import FactProof, judge
 
@@ -75,18 +74,14 @@ def generate_served(
 ) -> list[Generated]:
     """Ask each example as a client would (chat or completion), greedily, with room to go on. Raises EngineError."""
 
-    def ask(example: Example) -> Generated:
+    def asked(example: Example) -> Request[Completion]:
         room = len(example.target_ids) + _ROOM_TOKENS
         if example.style == "chat":
-            completion = client.chat(model, example.messages, room, chat_template_kwargs=template_kwargs)
-        else:
-            completion = client.complete(model, example.prompt, room)
-        return Generated(example, completion.text, completion.model, completion.finish_reason == "stop")
+            return chat_request(model, example.messages, room, chat_template_kwargs=template_kwargs)
+        return completion_request(model, example.prompt, room)
 
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        futures = [pool.submit(ask, example) for example in examples]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    answers = client.ask_together([asked(example) for example in examples], at_once=_AT_ONCE)
+    return [
+        Generated(example, answer.text, answer.model, answer.finish_reason == "stop")
+        for example, answer in zip(examples, answers, strict=True)
+    ]
