@@ -46,7 +46,7 @@ class Size:
     repeats: int
 
 
-FULL = Size(facts=None, prompts=16, flips=100, replica_flips=100, rounds=60, requests=32, repeats=7)
+FULL = Size(facts=None, prompts=16, flips=100, replica_flips=100, rounds=24, requests=128, repeats=7)
 QUICK = Size(facts=6, prompts=6, flips=20, replica_flips=10, rounds=8, requests=24, repeats=3)
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="six facts, 20 flips, 8 rounds; writes serving-quick.json")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given several times")
-    parser.add_argument("--rounds", type=int, help="of the part `cost`, instead of 60 (8 with --quick)")
+    parser.add_argument("--rounds", type=int, help="of the part `cost`, instead of 24 (8 with --quick)")
     parser.add_argument("--work", type=Path, default=Path("build/serving"), help="where releases and parts are kept")
     arguments = parser.parse_args()
     size, name = (QUICK, "serving-quick") if arguments.quick else (FULL, "serving")
