@@ -6,7 +6,7 @@ is four blocks of the same requests, through, past, past, through (or the other 
 no difference; first closed-loop, which gives throughput and processor time, then at the same moments, which gives latencies. A ratio
 is taken in each round, over its two blocks of each kind, and the median over the rounds is what is reported. Latencies of all rounds are
 put together first, since a p99 wants many. Each ratio has the interval that holds 95 % of what the rounds, drawn again with
-replacement, would have given: it says whether the figure can tell 2 % at all. Processor time is that of all the engine's processes; wall
+replacement, would have given: it says whether the figure can tell 2 % at all. vLLM's core is bound to its worker's processor (`stage`). Processor time is that of all the engine's processes; wall
 time is at the mercy of whatever else the machine does, processor time less.
 
 Parts of their own are what the middleware takes by itself (`alone`), set against what the engine takes here for a request past it, and how
@@ -39,8 +39,7 @@ from memupdate.progress import ProgressEvent
 from memupdate.serving.engine import Engine
 
 AT_ONCE = 32
-"""Enough to keep the engine busy. With 8 on two cores some blocks took five times as long as others: vLLM's core spins while its worker
-computes, and at times lets hardly a request in before the last one is done."""
+"""Enough to keep the engine busy."""
 LATENCY_SHARE = 0.4
 """Of the throughput: well below what the engine can do, where a p99 is not only the length of a queue."""
 SEED = 20_261

@@ -33,6 +33,8 @@ SHORT_TOKENS = 16
 _LONGEST = 510
 """Tokens of a prompt, in the 512 of the embedded model."""
 _PROMPTS_AT_ONCE = 8
+_CORE, _WORKER = "VLLM::EngineCor", "VLLM::Worker"
+"""What Linux calls vLLM's processes."""
 TOGGLE = "benchmarks.serving.toggle.ToggledMiddleware"
 
 
@@ -103,7 +105,26 @@ def toggled_engine(workspace: Workspace) -> Iterator[Engine]:
     """The engine to measure on."""
     settings = replace(settings_of(workspace), log_path=workspace.layout.logs / "toggled.log")
     with ToggledEngine(settings) as engine:
+        engine.start()
+        _bind_core(engine)
         yield engine
+
+
+def _bind_core(engine: Engine) -> None:
+    """vLLM's core onto the processors of its worker. It spins while the worker computes; on two cores it does so on that of API server and
+    clients, who now and then get nothing done until it rests: a block of requests then takes five times as long, whichever way they went."""
+    threads = {
+        name: process / "task" for process in processes(engine.pid) if (name := _name(process)) in (_CORE, _WORKER)
+    }
+    allowed = os.sched_getaffinity(int(threads[_WORKER].parent.name))
+    for thread in threads[_CORE].iterdir():
+        os.sched_setaffinity(int(thread.name), allowed)
+
+
+def _name(process: Path) -> str:
+    with suppress(OSError):
+        return (process / "comm").read_text().strip()
+    return ""
 
 
 def settings_of(workspace: Workspace) -> EngineSettings:
