@@ -6,8 +6,9 @@ is four blocks of the same requests, through, past, past, through (or the other 
 no difference; first closed-loop, which gives throughput and processor time, then at the same moments, which gives latencies. A ratio
 is taken in each round, over its two blocks of each kind, and the median over the rounds is what is reported. Latencies of all rounds are
 put together first, since a p99 wants many. Each ratio has the interval that holds 95 % of what the rounds, drawn again with
-replacement, would have given: it says whether the figure can tell 2 % at all. vLLM's core is bound to its worker's processor (`stage`). Processor time is that of all the engine's processes; wall
-time is at the mercy of whatever else the machine does, processor time less.
+replacement, would have given: it says whether the figure can tell 2 % at all. Processor time is that of all the engine's
+processes; wall time is at the mercy of whatever else the machine does, processor time less. vLLM's core is bound to its worker's
+processor, see `stage`.
 
 Parts of their own are what the middleware takes by itself (`alone`), set against what the engine takes here for a request past it, and how
 long it takes, on the quiet engine, from a release that is proved in process to the first answer of the alias from it (`served`).
