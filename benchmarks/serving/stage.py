@@ -111,7 +111,7 @@ def toggled_engine(workspace: Workspace) -> Iterator[Engine]:
 
 def _bind_core(engine: Engine) -> None:
     """vLLM's core onto the processors of its worker. It spins while the worker computes; on two cores it does so on that of API server and
-    clients, who now and then get nothing done until it rests: some blocks of requests then take five times as long, whichever way they went.
+    clients, who now and then get nothing done until it rests: some blocks then take five times as long, whichever way they went.
     """
     threads = {
         name: process / "task" for process in processes(engine.pid) if (name := _name(process)) in (_CORE, _WORKER)
