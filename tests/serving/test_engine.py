@@ -93,6 +93,11 @@ def test_only_a_cpu_engine_is_eager_and_only_a_local_model_offline(
     assert environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "32", (
         "or its worker grows with every new length of a batch"
     )
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment, "vLLM chooses for an engine that is alone"
+    bound = replace(settings, processors=(2, 3))
+    assert engine_command(bound)[1]["VLLM_CPU_OMP_THREADS_BIND"] == "2,3"
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in engine_command(bound)[1], "the operator's own word stands"
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
     assert engine_command(settings)[1]["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "512"
     monkeypatch.setattr(module, "is_cpu_engine", lambda: False)

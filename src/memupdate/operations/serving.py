@@ -25,6 +25,7 @@ from memupdate.operations.session import Session
 from memupdate.progress import Progress, ProgressEvent
 from memupdate.serving.engine import Engine, EngineSettings, engine_command
 from memupdate.serving.engine_record import engine_notes, record_of, running_engines
+from memupdate.serving.processors import cores, shares
 from memupdate.serving.supervisor import RestartBounds, Supervisor, Tell
 
 MAX_REPLICAS = 64
@@ -169,7 +170,11 @@ def supervisors_of(
 
 
 def replica_settings(settings: EngineSettings, replicas: int) -> list[EngineSettings]:
-    """The settings of each replica: port, port + 1, …; `engine.log`, `engine-2.log`, …. Raises UsageError."""
+    """The settings of each replica: port, port + 1, …; `engine.log`, `engine-2.log`, …; its share of the cores. Raises UsageError.
+
+    vLLM by itself would bind the CPU engines of a machine to the same cores: a replica that started again beside a busy one got no
+    processor time in ten minutes.
+    """
     if not 1 <= replicas <= MAX_REPLICAS or settings.port + replicas - 1 > _LAST_PORT:
         raise UsageError(
             f"{replicas} replicas from port {settings.port} on are not possible",
@@ -181,8 +186,9 @@ def replica_settings(settings: EngineSettings, replicas: int) -> list[EngineSett
             settings,
             port=settings.port + number if settings.port else 0,
             log_path=log if number == 0 else log.with_name(f"{log.stem}-{number + 1}{log.suffix}"),
+            processors=share,
         )
-        for number in range(replicas)
+        for number, share in enumerate(shares(cores(), replicas))
     ]
 
 

@@ -47,6 +47,7 @@ PACKED_MODULES = {
 """How vLLM packs the matrices of the usual decoders: its name beside PEFT's."""
 _NEVER_TARGETS = frozenset({"lm_head", "embed_tokens"})
 """LoRA on `lm_head` makes one `prompt_logprobs` request kill the CPU engine; see `engine_command`."""
+_BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 _KEEP_ALIVE_S = 620
 """How long an idle connection is kept: longer than clients and load balancers keep theirs (Google's 600 s). vLLM's own 5 s end
 connections that a client is about to use again, and what it has sent is lost: 34 of 3,974 requests under load."""
@@ -89,6 +90,8 @@ class EngineSettings:
     """Tokens; 0: the model's own."""
     kv_cache_gib: int = 1
     """GiB of memory for the KV cache; used on the CPU only."""
+    processors: tuple[int, ...] = ()
+    """Of this machine, that it computes on; (): vLLM chooses, the same ones for every engine. Used on the CPU only."""
     base_fingerprint: str | None = None
     """Where given, only releases made for this base model are served."""
     api_key: str | None = None
@@ -148,6 +151,8 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
         environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # leaves the cores to training
         environment |= {name: os.environ.get(name, value) for name, value in _STEADY_MEMORY.items()}
+        if settings.processors and _BINDING not in os.environ:
+            environment[_BINDING] = ",".join(map(str, settings.processors))
     return [*command, *settings.extra_args], environment
 
 
