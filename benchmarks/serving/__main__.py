@@ -10,8 +10,8 @@ Two releases of the embedded model are made by `add` (once; they are kept in the
 - alone: microseconds of the middleware by itself.
 - served: seconds from proved to served, on an engine that has nothing else to do.
 
-Each part keeps what it found in the work folder; the results are written when all of them are there, so that the parts can be run at
-different times.
+Each part keeps what it found in the work folder; the results are written when all of them are there or in the results so far, so that the
+parts can be run at different times.
 The machine should have nothing else to do for `cost` and `served`.
 """
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recording import commit, markdown_table, record
+from benchmarks.recording import commit, markdown_table, record, recorded
 from benchmarks.serving import alone, cost, flips, stage
 
 PARTS = ("flips", "replicas", "cost", "alone", "served")
@@ -75,7 +75,8 @@ def main() -> None:
         before = os.getloadavg()
         found = measure[part]()
         stage.write_part(work, part, {"commit": commit(), "load_before": before[0], **found})
-    parts = {part: found for part in PARTS if (found := stage.read_part(work, part)) is not None}
+    kept = recorded(name).get("details", {})
+    parts = {part: found for part in PARTS if (found := stage.read_part(work, part) or kept.get(part))}
     if len(parts) == len(PARTS):
         figures = figures_of(parts)
         print(json.dumps(figures, indent=2))
