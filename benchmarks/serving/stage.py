@@ -157,8 +157,8 @@ def fill_cache(engine: Engine) -> None:
 
 
 def meet_lengths(engine: Engine) -> None:
-    """Read a prompt of every length: on a CPU, oneDNN compiles kernels for each number of tokens in a batch and keeps the last 1,024, some
-    300 MB, whoever sends them. An engine that has served for a day has met them; that it met ten flips says nothing."""
+    """Read a prompt of every length: on a CPU, oneDNN compiles kernels for each number of tokens in a batch and keeps some (32 under
+    `serve`), whoever sends them. An engine that has served for a day has met them; that it met ten flips says nothing."""
     dice = random.Random(1)
     for length in range(1, _LONGEST + 1):
         _read(engine, [_tokens(dice, length)], prompt_logprobs=1)

@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
         self.content: bytes | None = None
         self.delay_s = 0.0
         self.shuffled = False
-        """Later requests are answered sooner."""
+        """Some requests take four times as long as others."""
         self.now = self.most_at_once = 0
         self.requests: list[dict[str, Any]] = []
         self.lock = Lock()

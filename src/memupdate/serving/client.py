@@ -85,15 +85,15 @@ def chat_request(
     model: str,
     messages: Sequence[Mapping[str, Any]],
     max_tokens: int,
-    temperature: float = 0,
+    *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Request[Completion]:
-    """One chat completion, rendered by the engine's own chat template."""
+    """One greedy chat completion, rendered by the engine's own chat template."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [dict(message) for message in messages],
         "max_tokens": max_tokens,
-        "temperature": temperature,
+        "temperature": 0,
     }
     if chat_template_kwargs:
         body["chat_template_kwargs"] = dict(chat_template_kwargs)
@@ -101,22 +101,15 @@ def chat_request(
 
 
 def completion_request(
-    model: str,
-    prompt: str | Sequence[int],
-    max_tokens: int,
-    temperature: float = 0,
-    stop: Sequence[str] = (),
-    user: str | None = None,
+    model: str, prompt: str | Sequence[int], max_tokens: int, *, user: str | None = None
 ) -> Request[Completion]:
-    """One plain completion of a text or of token ids; `user` keeps conversations of one name on one side of a canary."""
+    """One greedy plain completion of a text or of token ids; `user` keeps conversations of one name on one side of a canary."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": prompt if isinstance(prompt, str) else list(prompt),
         "max_tokens": max_tokens,
-        "temperature": temperature,
+        "temperature": 0,
     }
-    if stop:
-        body["stop"] = list(stop)
     if user is not None:
         body["user"] = user
     return Request("/v1/completions", body, _read_completion)
@@ -174,28 +167,15 @@ class EngineClient:
         """
         return self._response("GET", "/metrics").text
 
-    def chat(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, Any]],
-        max_tokens: int,
-        temperature: float = 0,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Completion:
+    def chat(self, model: str, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> Completion:
         """What `chat_request` asks. Raises EngineError: unreachable, or an error status (`EngineRefused`)."""
-        return self.ask(chat_request(model, messages, max_tokens, temperature, chat_template_kwargs))
+        return self.ask(chat_request(model, messages, max_tokens))
 
     def complete(
-        self,
-        model: str,
-        prompt: str | Sequence[int],
-        max_tokens: int,
-        temperature: float = 0,
-        stop: Sequence[str] = (),
-        user: str | None = None,
+        self, model: str, prompt: str | Sequence[int], max_tokens: int, *, user: str | None = None
     ) -> Completion:
         """What `completion_request` asks. Raises EngineError: unreachable, or an error status (`EngineRefused`)."""
-        return self.ask(completion_request(model, prompt, max_tokens, temperature, stop, user))
+        return self.ask(completion_request(model, prompt, max_tokens, user=user))
 
     def ask(self, request: Request[T]) -> T:
         """One request.
