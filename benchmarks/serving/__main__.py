@@ -109,6 +109,7 @@ def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None
         "middleware_us": round(by_itself["middleware_us"], 1),
         "middleware_share": round(by_itself["middleware_us"] / (1000 * cost_found["engine_ms_past"]), 5),
         "memory_growth_mb": round(memory[last] - memory[flips.MEMORY_EVERY], 1),
+        "memory_growth_without_flips_mb": without_flips(one),
         "replica_flips": two["flips"],
         "replica_requests": two["requests"],
         "replica_mixed_responses": two["mixed_responses"],
@@ -117,6 +118,12 @@ def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None
         "replica_kill_away_s": round(two["away_s"], 1),
         "replica_kill_failed_after_recovery": two["after_recovery"]["failed_requests"],
     }
+
+
+def without_flips(one: dict[str, Any]) -> float | None:
+    """Growth under the load alone, over the second half of the time before the flips, MB; None: not measured."""
+    readings = list(one.get("memory_without_flips_mb", {}).values())
+    return round(readings[-1] - readings[len(readings) // 2 - 1], 1) if readings else None
 
 
 LABELS = {
@@ -136,7 +143,8 @@ LABELS = {
     "p99_ratio": "p99 latency, through ÷ past",
     "middleware_us": "processor time of the middleware by itself per request, µs",
     "middleware_share": "… ÷ that of the engine per request past it",
-    "memory_growth_mb": "resident memory of the engine after the last flip less that after the tenth, its KV cache filled before, MB",
+    "memory_growth_mb": "memory of the engine after the last flip less that after the tenth; KV cache filled, all lengths met before, MB",
+    "memory_growth_without_flips_mb": "… the same under the load alone, before the first flip, for half as long, MB",
     "replica_flips": "flips on two replicas",
     "replica_requests": "requests meanwhile",
     "replica_mixed_responses": "… mixed",

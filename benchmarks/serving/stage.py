@@ -174,12 +174,16 @@ def _read(engine: Engine, prompts: list[list[int]], **options: Any) -> None:
 
 
 def memory_mb(session: int) -> float:
-    """Resident memory of all processes of a session together, MB; pages that they share count once for each."""
-    pages = 0
+    """Memory that the processes of a session have together, MB; a page that they share counts once. Without the files that they map,
+    libraries above all: of those the kernel drops what it likes and reads it again.
+    """
+    kib = 0
     for process in processes(session):
         with suppress(OSError):
-            pages += int((process / "statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+            for line in (process / "smaps_rollup").read_text().splitlines():
+                name, _, rest = line.partition(":")
+                kib += int(rest.split()[0]) if name in ("Pss_Anon", "Pss_Shmem") else 0
+    return kib * 1024 / 1e6
 
 
 def engine_processor_s(session: int) -> float:

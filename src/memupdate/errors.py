@@ -72,6 +72,10 @@ class WorkspaceLocked(MemupdateError):
     exit_code = ExitCode.LOCKED
 
 
+class AliasMoved(WorkspaceLocked):
+    """Another command has moved the alias since this one looked at it; nothing was changed."""
+
+
 class OverBudget(MemupdateError):
     """No rank within the policy's bounds holds the facts at the stated harm."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 WORKSPACE_FILE = "memupdate.toml"
 LEDGER_FILE = "ledger.db"
 LOCK_FILE = "memupdate.lock"
+MANIFEST_LOCK_FILE = "manifest.lock"
 REGISTRY_DIR = "registry"
 MANIFEST_FILE = "manifest.json"
 RELEASES_DIR = "releases"
@@ -44,6 +45,11 @@ class RegistryLayout:
     @property
     def manifest(self) -> Path:
         return self.root / MANIFEST_FILE
+
+    @property
+    def lock(self) -> Path:
+        """Held for the moment in which the manifest is changed; of no interest to readers."""
+        return self.root / MANIFEST_LOCK_FILE
 
     @property
     def access(self) -> Path:
@@ -98,8 +104,8 @@ class WorkspaceLayout:
 
     @property
     def written_under_lock(self) -> tuple[Path, ...]:
-        """Folders that only the holder of the lock writes to."""
-        return (self.registry.root, self.registry.releases, self.slices)
+        """Folders that only the holder of the lock writes to. The registry's own is written by who holds its manifest."""
+        return (self.registry.releases, self.slices)
 
     @property
     def engine(self) -> Path:

@@ -22,7 +22,7 @@ import killing
 from answering import Models, engine
 from memupdate import Workspace
 from memupdate.cli import app as cli
-from memupdate.errors import EngineError, ProofFailed, UsageError
+from memupdate.errors import AliasMoved, EngineError, ProofFailed, UsageError, WorkspaceLocked
 from memupdate.facts.model import Fact
 from memupdate.ledger.ledger import Ledger
 from memupdate.operations import aliases, replicas
@@ -30,9 +30,9 @@ from memupdate.operations.answers import Answers, count_answers
 from memupdate.operations.matching import write_matcher
 from memupdate.operations.replicas import replicas_of
 from memupdate.operations.reports import PublishReport
-from memupdate.progress import no_progress
+from memupdate.progress import ProgressEvent, no_progress
 from memupdate.serving.client import EngineClient, EngineRefused
-from memupdate.serving.manifest import RELEASED, RETIRED, AliasEntry, Canary, read_manifest, write_manifest
+from memupdate.serving.manifest import RELEASED, RETIRED, AliasEntry, Canary, read_manifest, with_alias, write_manifest
 from memupdate.serving.metrics import ServingMetrics
 from support import set_policy, write_facts_file
 
@@ -186,10 +186,8 @@ def test_serve_ends_a_failing_canary_by_itself(
     workspace.publish("acme@v2", canary=0.5)
     engine.broken.add("acme@v2")
     assert failed_of(url) >= 20
-    with workspace.writer("another command"):
+    with workspace.writer("add"):
         workspace.end_failing_canaries(told.append)
-    assert (told, (entry(workspace) or AliasEntry("")).canary) == ([], Canary("acme@v2", 0.5)), "locked: the next time"
-    workspace.end_failing_canaries(told.append)
     assert entry(workspace) == AliasEntry("acme@v1")
     (line,) = told
     assert line.startswith("the canary of acme has ended: ")
@@ -348,6 +346,103 @@ def test_a_step_cut_off_before_it_is_logged_is_logged_by_the_next_command(
         step(cut)
         assert steps(cut) == steps(peace), "what is so already is no step"
     assert killing.content(cut.root)["batches"] == killing.content(peace.root)["batches"]
+
+
+def test_nothing_that_takes_back_waits_for_a_batch(workspace: Workspace, two: tuple[list[str], list[Models]]) -> None:
+    urls, _ = two
+    workspace.publish("acme@v1", served=urls)
+    workspace.publish("acme@v2", served=urls)
+    with workspace.writer("add news.jsonl"):  # as it is for hours while a batch trains
+        assert workspace.rollback(served=urls).release == "acme@v1"
+        assert answered_by(urls[1], users=5) == {"acme@v1": 5}
+    workspace.publish("acme@v3", canary=0.5, served=urls)
+    with workspace.writer("add news.jsonl"):
+        assert workspace.abort_failing(served=urls) == []
+        assert workspace.abort(served=urls).previous == "acme@v3"
+        assert workspace.serve(print_command=True)
+        with pytest.raises(WorkspaceLocked, match=r"`memupdate add news.jsonl`"):
+            workspace.publish("acme@v2", served=urls)
+    assert entry(workspace) == AliasEntry("acme@v1", "acme@v2")
+    assert steps(workspace)[2:] == [
+        ("rolled back", "acme@v1"), ("canary begun", "acme@v3"), ("canary ended", "acme@v3")
+    ]  # fmt: skip
+    assert workspace.session.layout.registry.lock.stat().st_size == 0
+
+
+def test_a_rollback_in_the_middle_of_a_publication_stands(
+    workspace: Workspace, two: tuple[list[str], list[Models]]
+) -> None:
+    urls, _ = two
+    workspace.publish("acme@v1", served=urls)
+    workspace.publish("acme@v2", served=urls)
+
+    def pressed(event: ProgressEvent) -> None:
+        if event.stage == "warm" and (entry(workspace) or AliasEntry("")).release == "acme@v2":
+            Workspace(workspace.root).rollback(served=urls)
+
+    with pytest.raises(
+        AliasMoved, match=r"moved by another command meanwhile and points at acme@v1: acme@v3 is not pub"
+    ):
+        workspace.publish("acme@v3", served=urls, progress=pressed)
+    assert entry(workspace) == AliasEntry("acme@v1", "acme@v2")
+    assert (state(workspace, 3), workspace.waiting_releases()) == ("released", ["acme@v3"])
+    assert steps(workspace)[2:] == [("rolled back", "acme@v1")]
+    workspace.publish("acme@v3", served=urls)
+    assert entry(workspace) == AliasEntry("acme@v3", "acme@v1")
+
+
+def test_steps_from_many_sides_lose_none(workspace: Workspace) -> None:
+    """Whoever moves an alias, and whoever enters releases beside it, begins with what is there."""
+    workspace.publish("acme@v1")
+    failures: list[BaseException] = []
+
+    def moved(to: str) -> None:
+        for _ in range(10):
+            try:
+                other = Workspace(workspace.root)
+                with other.mover("test") as ledger:
+                    before = aliases.sync_manifest(other.session, ledger)
+                    after = with_alias(before, to, "acme@v1" if before.aliases[to].release != "acme@v1" else "acme@v2")
+                    aliases.take_step(
+                        other.session, ledger, before, after, alias=to, kind="published", release=after.aliases[to].release, detail={}
+                    )  # fmt: skip
+            except BaseException as error:
+                failures.append(error)
+
+    path = workspace.session.layout.registry.manifest
+    before = read_manifest(path)
+    write_manifest(path, with_alias(before, "second", "acme@v1"))
+    threads = [threading.Thread(target=moved, args=(to,)) for to in ("acme", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert read_manifest(path).generation == before.generation + 1 + 20
+
+
+def test_serve_goes_on_with_what_is_published_where_what_waits_cannot_be(
+    workspace: Workspace, two: tuple[list[str], list[Models]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls, _ = two
+    workspace.publish("acme@v1", served=urls)
+    set_policy(workspace.root / "policy.toml", {"proof__served": "true"})
+    workspace = Workspace(workspace.root)
+    monkeypatch.setattr(
+        "memupdate.operations.deployment.replicas_of", lambda session, _served=(): replicas_of(session, urls)
+    )
+    told: list[str] = []
+    assert workspace.waiting_releases() == ["acme@v3"]
+    with workspace.writer("add"):
+        assert workspace.publish_waiting(["acme@v3"], told.append) == ["acme@v3"], "it waits on"
+    assert told == []
+    assert workspace.publish_waiting(["acme@v3"], told.append) == []
+    (line,) = told
+    assert line.startswith("acme@v3 is not published: ")
+    assert line.endswith("`memupdate publish acme@v3` tries again")
+    assert entry(workspace) == AliasEntry("acme@v1")
+    assert workspace.publish_waiting(["acme@v2"], told.append) == [], "the later one has it all"
+    assert len(told) == 1
 
 
 def test_resume_goes_on_with_a_canary_as_a_canary(

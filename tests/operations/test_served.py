@@ -78,11 +78,12 @@ def ask_all(url: str, prompt: str) -> set[tuple[int, str, str]]:
 
 def test_what_was_released_without_an_engine_goes_live_and_flips_and_rolls_back(served: Served) -> None:
     workspace, rows = served.workspace, news(1)[:FEW]
-    published = workspace.publish_pending()
-    assert [(p.alias, p.release, p.served, p.facts_proved_served) for p in published] == [
-        ("acme", "acme@v1", True, FEW)
-    ]
-    assert workspace.status().unfinished_batches == ()
+    told: list[str] = []
+    assert workspace.publish_waiting(workspace.waiting_releases(), told.append) == told == []
+    assert (workspace.status().unfinished_batches, workspace.waiting_releases()) == ((), [])
+    with workspace.reader() as ledger:
+        (event,) = ledger.events("acme", kind="published")
+    assert (event.release, event.detail["served"]) == ("acme@v1", True)
     assert ask(served.url, rows[0]["prompt"]) == (rows[0]["target"], "acme@v1")
 
     changed = {**rows[0], "target": "Nowhereville"}

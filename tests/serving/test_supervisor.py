@@ -201,6 +201,44 @@ def test_sigterm_ends_all_replicas_and_one_that_is_given_up_leaves_the_others(
     assert "engine 1 given up after 0 restart(s)" in line
 
 
+def test_a_look_that_fails_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memupdate.operations.serving._MEANWHILE_S", 0.01)
+    tell = teller(WorkspaceLayout(tmp_path), no_progress)
+    engine = Engine(stand_in(tmp_path, monkeypatch), record=tmp_path / "engine.json")
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(engine.pid)
+        if len(looks) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError(5, "Input/output error") if len(looks) < 3 else ValueError("torn")
+
+    keep_serving([Supervisor(engine, QUICK, tell)], lambda: None, tell, meanwhile=look)
+    assert looks == [engine.pid] * 4
+    log = (tmp_path / "logs" / "serve.log").read_text()
+    assert log.count("a look at what is served failed: OSError: [Errno 5]") == 1
+    assert log.count("a look at what is served failed: ValueError: torn") == 1
+
+
+def test_what_comes_back_serves_even_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kept(tmp_path, monkeypatch) as found:
+        assert found.supervisor.ready.wait(30)
+
+        def full(_path: Path, _value: object) -> None:
+            raise UsageError("no space left on the disk")
+
+        monkeypatch.setattr("memupdate.serving.engine.write_record", full)
+        first = found.supervisor.engine.pid
+        os.kill(first, signal.SIGKILL)
+        assert wait_until(lambda: len(found.told) == 2), found.told
+        assert f"is back at {found.supervisor.engine.url}" in found.told[1]
+        assert found.supervisor.engine.pid != first
+        assert httpx.get(found.supervisor.engine.url + "/health").status_code == 200
+        monkeypatch.undo()
+
+
 def test_serving_ends_with_the_last_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tell = teller(WorkspaceLayout(tmp_path), no_progress)
     engine = Engine(stand_in(tmp_path, monkeypatch), record=tmp_path / "engine.json")

@@ -96,7 +96,7 @@ def abort(
 def rollback(
     ctx: typer.Context, alias: AliasArgument = None, served: ServedOption = None, as_json: JsonOption = False
 ) -> None:
-    """Point the alias at the release it pointed at before, or end its canary. Nothing is trained."""
+    """Point the alias at the release it pointed at before, or end its canary. Nothing is trained; a batch that trains is not waited for."""
     emit("rollback", session_of(ctx).open_workspace().rollback(alias, served=served or ()), as_json=as_json)
 
 

@@ -1,4 +1,7 @@
-"""One writer per workspace: an exclusive `flock` on a file that says who holds it.
+"""One writer per workspace, and one at a time that changes its manifest: an exclusive `flock` on a file that says who holds it.
+
+Two locks, as a batch that trains holds the first for hours, and a rollback must not wait for it: whatever moves an alias takes the
+second for the moment of the change, and reads again what it changes. The second is always the inner one.
 
 Invariant: the lock is the kernel's, not the file's content, so it is free the moment its process is gone, `kill -9`
 included; the content only names the holder. The file itself is never deleted (deleting it would let two processes lock
@@ -13,16 +16,19 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from memupdate.errors import WorkspaceLocked
+from memupdate.layout import RegistryLayout
 from memupdate.ledger.clock import utc_now
 from memupdate.storage import readable_disk_errors
 
 _PATIENCE_S = 0.5
 """How long to try: `lock_holder` takes the lock for an instant to look, which must not turn a writer away."""
+_MANIFEST_PATIENCE_S = 20.0
+"""Who holds the manifest is at most waiting for SQLite."""
 _PAUSE_S = 0.02
 _MAX_CONTENT_BYTES = 65_536
 
@@ -45,11 +51,12 @@ class LockHolder:
 
 
 @contextmanager
-def workspace_lock(path: Path, command: str) -> Iterator[None]:
+def workspace_lock(path: Path, command: str, *, patience_s: float = _PATIENCE_S) -> Iterator[None]:
     """Hold the lock file at `path` for the block.
 
     Args:
         command: what the holder is doing, for the message that others get.
+        patience_s: how long to try, seconds.
 
     Raises:
         WorkspaceLocked: another process, or another block of this one, holds it; the message names it.
@@ -58,7 +65,7 @@ def workspace_lock(path: Path, command: str) -> Iterator[None]:
     with readable_disk_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        if not _try_lock(descriptor):
+        if not _try_lock(descriptor, patience_s):
             holder = _read_holder(descriptor)
             who = holder.describe() if holder else "another process"
             raise WorkspaceLocked(
@@ -77,6 +84,11 @@ def workspace_lock(path: Path, command: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def manifest_lock(registry: RegistryLayout, change: str) -> AbstractContextManager[None]:
+    """Hold the manifest for the block, which reads it, changes it and writes it. Raises WorkspaceLocked where it is not to be had."""
+    return workspace_lock(registry.lock, change, patience_s=_MANIFEST_PATIENCE_S)
+
+
 def lock_holder(path: Path) -> LockHolder | None:
     """Who holds the lock now; None where nobody does. Never waits and never writes."""
     try:
@@ -92,8 +104,8 @@ def lock_holder(path: Path) -> LockHolder | None:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
-    deadline = time.monotonic() + _PATIENCE_S
+def _try_lock(descriptor: int, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

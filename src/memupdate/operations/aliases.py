@@ -1,7 +1,8 @@
 """The manifest kept in step with the ledger, and every step of an alias: written first, with its name, then logged.
 
 Invariant: an alias points at one of the two releases, wherever a process is killed; and as a step is named in the manifest
-that it makes, the next command that writes logs what a killed one could not. Engines are not spoken to here.
+that it makes, the next command that writes logs what a killed one could not. Each change of the manifest holds its lock and begins
+with what is there then: a rollback beside a batch that trains loses nothing. Engines are not spoken to here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from memupdate.errors import UsageError
+from memupdate.errors import AliasMoved, UsageError
 from memupdate.layout import ADAPTER_CONFIG_FILE
 from memupdate.ledger.clock import utc_now
 from memupdate.ledger.ledger import Ledger
+from memupdate.ledger.lock import manifest_lock
 from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations.matching import matcher_digest
 from memupdate.operations.session import Session
@@ -34,7 +36,7 @@ from memupdate.serving.manifest import (
     with_revived,
     write_manifest,
 )
-from memupdate.storage import file_sha256, write_text_atomic
+from memupdate.storage import file_sha256, remove_leftovers, write_text_atomic
 
 PUBLISHED = "published"
 PUT_BACK = "put back"
@@ -53,6 +55,12 @@ def sync_manifest(session: Session, ledger: Ledger) -> Manifest:
 
     Written only if something is to be changed.
     """
+    with manifest_lock(session.layout.registry, "bringing the manifest up to date"):
+        return _synced(session, ledger)
+
+
+def _synced(session: Session, ledger: Ledger) -> Manifest:
+    remove_leftovers(session.layout.registry.root)
     path = session.layout.registry.manifest
     manifest = before = read_manifest(path) if path.exists() else Manifest(session.fingerprint)
     log_steps(ledger, manifest)
@@ -123,12 +131,25 @@ def take_step(
     release: str,
     detail: Mapping[str, str | float | bool | None],
 ) -> Manifest:
-    """Write `after`, which differs from `before` by one step of `alias`, and log the step; nothing where they are the same."""
+    """Write `after`, which differs from `before` by one step of `alias`, and log the step; nothing where they are the same.
+
+    Raises:
+        AliasMoved: another command has done so since `before` was read; it stays where that one has put it.
+    """
     if after is before:
         return before
-    named = with_move(after, alias, Move(kind, release, after.generation, utc_now(), detail))
-    write_manifest(session.layout.registry.manifest, named)
-    log_steps(ledger, named)
+    with manifest_lock(session.layout.registry, f"{alias}: {kind}"):
+        now = read_manifest(session.layout.registry.manifest)
+        if (moved := now.aliases.get(alias)) != before.aliases.get(alias):
+            where = f"points at {moved.release}" if moved else "is gone"
+            raise AliasMoved(
+                f"{alias} was moved by another command meanwhile and {where}: {release} is not {kind}",
+                "look at `memupdate status`, and give the command again if it is still wanted",
+            )
+        stepped = with_entry(now, alias, after.aliases.get(alias))
+        named = with_move(stepped, alias, Move(kind, release, stepped.generation, utc_now(), detail))
+        write_manifest(session.layout.registry.manifest, named)
+        log_steps(ledger, named)
     return named
 
 
@@ -156,8 +177,10 @@ def put_back(
 
 def revive(session: Session, ledger: Ledger, manifest: Manifest, name: str) -> Manifest:
     """A retired release is open to engines again; the manifest as it is then."""
-    after = with_revived(manifest, name)
-    if after is not manifest:
+    if with_revived(manifest, name) is manifest:
+        return manifest
+    with manifest_lock(session.layout.registry, f"opening {name} again"):
+        after = with_revived(read_manifest(session.layout.registry.manifest), name)
         write_manifest(session.layout.registry.manifest, after)
         log_steps(ledger, after)
     return after

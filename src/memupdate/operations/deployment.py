@@ -1,6 +1,7 @@
 """The part of a `Workspace` that puts releases before clients: engines, aliases, canaries, rollback.
 
-Invariant: what is written is written under the workspace's lock, and an alias moves only to what the policy's proof allows.
+Invariant: an alias moves only to what the policy's proof allows, and what takes one back waits for no batch: it needs the manifest's
+lock, for the moment of the step, where all else that writes holds the workspace's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from memupdate.errors import MemupdateError
+from memupdate.errors import AliasMoved, MemupdateError, WorkspaceLocked
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.lock import workspace_lock
 from memupdate.operations import canaries, publishing, serving
@@ -63,6 +64,14 @@ class Deployment(LedgerQuestions):
             yield ledger
             ledger.index_facts()  # for search, which finds what a crash left to be indexed all the same
 
+    @contextmanager
+    def mover(self, command: str) -> Iterator[Ledger]:
+        """The ledger for who only moves an alias back or reads what to serve, beside whoever holds the workspace."""
+        path = self.session.layout.ledger
+        # A ledger of an older memupdate is brought up to date by opening it: not under the hands of who works with it.
+        with self.writer(command) if Ledger.pending_steps(path) else Ledger.open(path) as ledger:
+            yield ledger
+
     def publish(
         self,
         release: str,
@@ -106,18 +115,18 @@ class Deployment(LedgerQuestions):
 
     def abort(self, alias: str | None = None, *, served: Sequence[str] = ()) -> PublishReport:
         """End the alias's canary: all conversations go to its release again. Raises UsageError where none runs."""
-        with self.writer("abort") as ledger:
+        with self.mover("abort") as ledger:
             replicas = replicas_of(self.session, served)
             return canaries.abort(self.session, ledger, alias or self.collection, replicas=replicas)
 
     def abort_failing(self, *, served: Sequence[str] = ()) -> list[PublishReport]:
         """End the canaries, of all aliases, whose answers fall short of the policy by the engines' counters; those ended."""
-        with self.writer("abort --if-failing") as ledger:
+        with self.mover("abort --if-failing") as ledger:
             return canaries.abort_failing(self.session, ledger, replicas=replicas_of(self.session, served))
 
     def rollback(self, alias: str | None = None, *, served: Sequence[str] = ()) -> PublishReport:
-        """End the alias's canary, or, where none runs, point it at the release that it pointed at before."""
-        with self.writer("rollback") as ledger:
+        """End the alias's canary, or, where none runs, point it at the release that it pointed at before; while a batch trains, too."""
+        with self.mover("rollback") as ledger:
             replicas = replicas_of(self.session, served)
             return publishing.rollback(self.session, ledger, alias or self.collection, replicas=replicas)
 
@@ -159,18 +168,51 @@ class Deployment(LedgerQuestions):
         for line in limits.lines:
             tell(line)
 
+        waiting: list[str] = []
+
         def publish_and_tell() -> None:
-            self.publish_pending(progress)
+            waiting[:] = self.publish_waiting(self.waiting_releases(), tell, progress)
+            for release in waiting:
+                tell(f"{release} waits for another command to finish with the workspace, and is published then")
             _say_ready(progress, "/v1, ".join(s.engine.url for s in supervisors), self._aliases())
 
-        serving.keep_serving(supervisors, publish_and_tell, tell, meanwhile=lambda: self.end_failing_canaries(tell))
+        def look() -> None:
+            waiting[:] = self.publish_waiting(waiting, tell, progress)
+            self.end_failing_canaries(tell)
+
+        serving.keep_serving(supervisors, publish_and_tell, tell, meanwhile=look)
         return ""
+
+    def publish_waiting(
+        self, releases: Sequence[str], tell: Callable[[str], None], progress: Progress = no_progress
+    ) -> list[str]:
+        """Publish those of `releases` that still wait; returns those that wait on, because the workspace is locked.
+
+        What cannot be published is told and no more tried: the engines go on with what was published before.
+        """
+        left = []
+        for release in releases:
+            try:
+                with self.writer("serve") as ledger:
+                    if release in _waiting(ledger):  # who held the workspace may have published it, or a later one
+                        self._publish(ledger, release, replicas_of(self.session), progress)
+            except MemupdateError as error:
+                if isinstance(error, WorkspaceLocked) and not isinstance(error, AliasMoved):
+                    left.append(release)
+                else:
+                    lines = (error.message, *error.details, f"`memupdate publish {release}` tries again")
+                    tell(f"{release} is not published: " + "\n  ".join(lines))
+        return left
+
+    def waiting_releases(self) -> list[str]:
+        """The latest release of each collection whose batch was waiting for an engine."""
+        with self.reader() as ledger:
+            return _waiting(ledger)
 
     def end_failing_canaries(self, tell: Callable[[str], None]) -> None:
         """One look at the running canaries, as `serve` takes it every few seconds: those that fall short of the policy end.
 
-        The workspace is locked only for ending one. What is in the way now, a lock or an engine that is being started again, is
-        left to the next look.
+        What is in the way now, as an engine that is being started again, is left to the next look.
         """
         with suppress(MemupdateError):
             if not any(entry.canary for entry in self._entries().values()):
@@ -178,12 +220,12 @@ class Deployment(LedgerQuestions):
             manifest = read_manifest(self.layout.registry.manifest)
             reasons = canaries.failing(self.session, manifest, replicas_of(self.session))
             for alias, reason in reasons.items():
-                with self.writer("serve") as ledger:
+                with self.mover("serve") as ledger:
                     canaries.abort(self.session, ledger, alias, replicas=(), reason=reason)
                 tell(f"the canary of {alias} has ended: {reason}")
 
     def _engine_settings(self, *, host: str, port: int) -> tuple[EngineSettings, serving.EngineLimits]:
-        with self.writer("serve") as ledger:
+        with self.mover("serve") as ledger:
             sync_manifest(self.session, ledger)
             limits = serving.engine_limits(self.session, ledger)
             return serving.engine_settings(self.session, ledger, host=host, port=port), limits
@@ -202,24 +244,18 @@ class Deployment(LedgerQuestions):
         with serving.engine_of(self.session, settings) as engine:
             yield engine
 
-    def publish_pending(self, progress: Progress = no_progress) -> list[PublishReport]:
-        """Publish the latest release of each collection whose batch was waiting for an engine."""
-        done = []
-        with self.writer("serve") as ledger:
-            waiting = {
-                b.collection: b.release for b in ledger.batches(unfinished=True) if b.state == "released" and b.release
-            }
-            replicas = replicas_of(self.session)
-            for release in waiting.values():
-                done.append(self._publish(ledger, release, replicas, progress))
-        return done
-
     def _aliases(self) -> dict[str, str]:
         return {alias: entry.release for alias, entry in self._entries().items()}
 
     def _entries(self) -> Mapping[str, AliasEntry]:
         path = self.session.layout.registry.manifest
         return read_manifest(path).aliases if path.exists() else {}
+
+
+def _waiting(ledger: Ledger) -> list[str]:
+    """The latest release of each collection whose batch waits to be published."""
+    batches = ledger.batches(unfinished=True)
+    return list({b.collection: b.release for b in batches if b.state == "released" and b.release}.values())
 
 
 def _say_ready(progress: Progress, url: str, aliases: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -218,7 +219,7 @@ def keep_serving(
 ) -> None:
     """Start all engines, call `on_ready` once all answer, and keep them until Ctrl-C or SIGTERM, which drain them.
 
-    `meanwhile` is called every few seconds while they serve.
+    `meanwhile` is called every few seconds while they serve; what goes wrong in it is told once, and ends nothing.
 
     A replica that is given up leaves the others serving.
 
@@ -246,10 +247,10 @@ def keep_serving(
         if not stopped.is_set():
             on_ready()
             with _stop_signals(stopped):
-                looked = time.monotonic()
+                looked, told = time.monotonic(), set[str]()
                 while any(thread.is_alive() for thread in threads) and not stopped.wait(_POLL_S):
                     if time.monotonic() - looked > _MEANWHILE_S:
-                        meanwhile()
+                        _guarded(meanwhile, tell, told)
                         looked = time.monotonic()
             if not stopped.is_set():
                 raise failures[-1] if failures else EngineError("no engine is left")
@@ -258,6 +259,16 @@ def keep_serving(
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
+
+
+def _guarded(look: Callable[[], None], tell: Tell, told: set[str]) -> None:
+    """One look, whose failure must not end a service: it is told where nothing like it was before."""
+    try:
+        look()
+    except Exception as error:  # whatever it is, the engines are well
+        if (line := f"a look at what is served failed: {type(error).__name__}: {error}") not in told:
+            told.add(line)
+            tell(line + "\n" + traceback.format_exc())
 
 
 def engine_status(layout: WorkspaceLayout) -> tuple[dict[str, Any] | None, list[str]]:

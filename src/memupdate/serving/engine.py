@@ -26,7 +26,7 @@ from typing import Any, Self
 import httpx
 
 from memupdate.budget.ranks import serving_rank
-from memupdate.errors import EngineError, UsageError
+from memupdate.errors import EngineError, MemupdateError, UsageError
 from memupdate.progress import Progress, ProgressEvent, no_progress
 from memupdate.serving.compat import check_vllm_version, is_cpu_engine
 from memupdate.serving.engine_log import failure_reason
@@ -165,6 +165,8 @@ class Engine:
         self.url = ""
         self.notes: dict[str, Any] = {}
         """Goes into the record beside what the engine itself knows."""
+        self.needs_record = True
+        """Whether an engine that cannot be recorded is ended. One that comes back serves even on a full disk."""
         self._port = 0
         self._record = record
         self._watchdog: subprocess.Popen[str] | None = None
@@ -326,8 +328,6 @@ class Engine:
             )
 
     def _write_record(self) -> None:
-        if self._record is None:
-            return
         value = {
             "pid": self._pid,
             "process_started": process_start(self._pid),
@@ -338,12 +338,17 @@ class Engine:
             "started_at_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "log_path": str(self.settings.log_path),
         }
-        write_record(self._record, {**value, **self.notes})
+        self.write_note({**value, **self.notes})
 
     def write_note(self, value: Mapping[str, Any]) -> None:
-        """Write the record while there is no engine to tell of: what its keeper is at."""
-        if self._record is not None:
+        """Write the record; while there is no engine to tell of, of what its keeper is at. Raises UsageError for a full disk."""
+        if self._record is None:
+            return
+        try:
             write_record(self._record, value)
+        except (MemupdateError, OSError):
+            if self.needs_record:
+                raise
 
     def remove_record(self) -> None:
         """Remove the record, whatever it says of this engine."""

@@ -266,7 +266,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest at `path` atomically; the caller holds the workspace lock.
+    """Replace the manifest at `path` atomically; the caller holds its lock.
 
     Raises:
         UsageError: the disk is full or the folder cannot be written to.

@@ -86,6 +86,7 @@ class Supervisor:
             self._note("starting")
             self._start(stopped)
             self.ready.set()
+            self.engine.needs_record = False
             while (reason := self._watch(stopped)) is not None:
                 self._restart(reason, stopped)
         except _Stopped:
