@@ -126,11 +126,14 @@ class Commands:
         self.context.set_forkserver_preload(_PRELOADED)
         self.count = 0
 
-    def start(self, root: Path, *arguments: str, file_limit_bytes: int | None = None) -> Command:
+    def start(
+        self, root: Path, *arguments: str, file_limit_bytes: int | None = None, steps: int | None = None
+    ) -> Command:
+        """A command that is on its way; `steps`: it kills itself before it writes once more than so many times."""
         self.count += 1
         said = self.folder / f"said-{self.count}"
         whole = ["-w", str(root), *arguments]
-        process = self.context.Process(target=_main, args=(whole, str(said), file_limit_bytes))
+        process = self.context.Process(target=_main, args=(whole, str(said), file_limit_bytes, steps))
         process.start()
         return Command(process, said)
 
@@ -206,7 +209,7 @@ class Stage:
     """How long such an `add` takes here; random moments are drawn up to a little more."""
 
 
-def _main(arguments: list[str], said: str, file_limit_bytes: int | None) -> None:
+def _main(arguments: list[str], said: str, file_limit_bytes: int | None, steps: int | None) -> None:
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -218,11 +221,32 @@ def _main(arguments: list[str], said: str, file_limit_bytes: int | None) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     from memupdate.cli import main
 
+    if steps is not None:
+        _die_after(steps)
     try:
         main()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _die_after(steps: int) -> None:
+    """`kill -9` from within, before the next file is replaced, folder removed, or transaction of the ledger begun."""
+    from memupdate.ledger.ledger import Ledger
+
+    left = [steps]
+
+    def counted(whole: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return whole(*arguments, **named)
+
+        return step
+
+    for owner, name in ((os, "replace"), (shutil, "rmtree"), (Ledger, "transaction"), (Ledger, "scrub")):
+        setattr(owner, name, counted(getattr(owner, name)))
 
 
 def run_cold(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from typer.testing import CliRunner
 
 from memupdate import Workspace
 from memupdate.cli import app
-from memupdate.errors import UsageError
+from memupdate.errors import LedgerError, UsageError
 from memupdate.facts.files import FactsFile, LocatedFact
 from memupdate.facts.model import Fact
+from memupdate.ledger.ledger import Ledger
+from memupdate.operations import purging
 from memupdate.storage import text_sha256
 from support import record_untrained_release
 
@@ -83,6 +86,44 @@ def test_facts_that_say_the_same_are_named(workspace: Workspace) -> None:
         ledger.receive_batch("other", FactsFile("g.jsonl", text_sha256("g"), 1, "native", located), "{}")
     report = workspace.purge([SECRET.id])
     assert report.mentioned_by == (located[0].fact.id,)
+
+
+def test_a_purge_that_a_reader_held_up_is_finished_by_the_next_try(workspace: Workspace) -> None:
+    held = sqlite3.connect(workspace.root / "ledger.db", isolation_level=None)
+    held.execute("BEGIN")
+    held.execute("SELECT * FROM facts").fetchall()
+    with pytest.raises(LedgerError, match="another process is reading"):
+        workspace.purge([SECRET.id])
+    with workspace.reader() as ledger:
+        assert purging.begun_advice(ledger) == ["a purge of 1 fact(s) was cut off: `memupdate resume` finishes it"]
+    held.close()
+    with workspace.writer("test") as ledger:
+        (report,) = purging.finish_begun(workspace.layout, ledger)
+        assert purging.begun_advice(ledger) == []
+    assert report.facts == (SECRET.id,)
+    assert holds(workspace, "Oxpecker") == []
+
+
+def test_a_purge_by_a_key_that_the_ledger_has_forgotten_is_known_again(workspace: Workspace) -> None:
+    ids, keys = (), (SECRET.prompt,)
+    with workspace.writer("test") as ledger, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(ledger), "scrub", cut_off)
+        found = purging.to_purge(ledger, ids, keys)
+        with pytest.raises(KeyboardInterrupt):
+            purging.purge(workspace.layout, ledger, found, None, ids=ids, keys=keys)
+    with workspace.writer("test") as ledger:
+        with pytest.raises(LedgerError):
+            purging.to_purge(ledger, ids, ("Another key",))
+        found = purging.to_purge(ledger, ids, keys)
+        assert [fact.id for fact in found] == [SECRET.id]
+        purging.purge(workspace.layout, ledger, found, None, ids=ids, keys=keys)
+        with pytest.raises(LedgerError):
+            purging.to_purge(ledger, ids, keys)
+    assert holds(workspace, "Quirrel") == []
+
+
+def cut_off(_ledger: Ledger) -> None:
+    raise KeyboardInterrupt
 
 
 def test_nothing_named_is_nothing_purged(workspace: Workspace) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from memupdate.errors import ProofFailed
 from memupdate.facts.model import Fact
 from memupdate.layout import MATCHER_FILE, RegistryLayout
 from memupdate.ledger.ledger import Ledger
+from memupdate.ledger.lock import manifest_lock
 from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations.reports import ProofFailure
 from memupdate.operations.session import Session
 from memupdate.serving.manifest import MATCHED, read_manifest, with_matcher, write_manifest
 from memupdate.serving.matcher import Matcher, load_matcher, matcher_json, read_terms, terms_of, words
-from memupdate.storage import file_sha256, write_text_atomic
+from memupdate.storage import file_sha256, remove_leftovers, text_sha256, write_text_atomic
 
 
 def write_matcher(folder: Path, session: Session, facts: Sequence[Fact]) -> None:
@@ -66,24 +67,44 @@ def refuse_unreached(layout: RegistryLayout, ledger: Ledger, release: ReleaseRec
         )
 
 
-def redact_matchers(layout: RegistryLayout, ledger: Ledger, facts: Sequence[Fact]) -> None:
-    """Take the words of purged `facts` out of all matchers, but for those that another fact has too."""
+def clean_matchers(layout: RegistryLayout, ledger: Ledger, facts: Sequence[Fact]) -> Iterator[tuple[str, str]]:
+    """Releases whose matchers have words of `facts`, each with the text of one without, but for words that another fact has too."""
     gone = {words(text) for fact in facts for text in _wordings(fact)}
-    for release in ledger.releases():
-        folder = layout.release(release.name)
-        if not gone or not (folder / MATCHER_FILE).is_file():
-            continue
-        terms = read_terms(folder / MATCHER_FILE)
+    for release in ledger.releases() if gone else ():
+        file = layout.release(release.name) / MATCHER_FILE
+        terms = read_terms(file) if file.is_file() else []
         if not gone & set(terms):
             continue
         live = ledger.live_facts(release.collection, as_of_version=release.version)
         others = {words(text) for fact in live if fact not in facts for text in _wordings(fact)}
-        write_text_atomic(
-            folder / MATCHER_FILE, matcher_json([term for term in terms if term not in gone or term in others])
-        )
-        manifest = read_manifest(layout.manifest)
-        if release.name in manifest.releases:
-            write_manifest(layout.manifest, with_matcher(manifest, release.name, file_sha256(folder / MATCHER_FILE)))
+        kept = [term for term in terms if term not in gone or term in others]
+        if kept != terms:
+            yield release.name, matcher_json(kept)
+
+
+def redact_matchers(layout: RegistryLayout, ledger: Ledger, facts: Sequence[Fact]) -> None:
+    """Take the words of `facts`, which the ledger still has, out of all matchers.
+
+    The file goes first: engines keep the matcher that they have until the manifest names another. Killed in between,
+    `settle_matchers` mends it.
+    """
+    for name, text in clean_matchers(layout, ledger, facts):
+        write_text_atomic(layout.release(name) / MATCHER_FILE, text)
+        settle_matchers(layout, {name: text_sha256(text)})
+
+
+def settle_matchers(layout: RegistryLayout, wanted: Mapping[str, str]) -> None:
+    """The manifest names the matchers that are there, of releases whose file has the digest that it was meant to get."""
+    if not wanted or not layout.manifest.exists():
+        return
+    with manifest_lock(layout, "naming matchers"):
+        remove_leftovers(layout.root)
+        manifest = before = read_manifest(layout.manifest)
+        for name, digest in wanted.items():
+            if name in manifest.releases and matcher_digest(layout.release(name)) == digest:
+                manifest = with_matcher(manifest, name, digest)
+        if manifest is not before:
+            write_manifest(layout.manifest, manifest)
 
 
 def _wordings(fact: Fact) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 Invariant: when `purge` returns, no file of the ledger and no release's papers carry the text. Adapters are not touched: the
 releases whose weights were trained on it are named until a compaction has written one without it. Facts files, backups and
 exports are the operator's own.
+
+The ledger's texts go last, since papers and matchers are cleared by them; an event at the beginning and one at the end tell
+which purges were cut off: the same call again finishes one, and so does `finish_begun`.
 """
 
 from __future__ import annotations
@@ -11,16 +14,23 @@ import getpass
 import json
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from memupdate.errors import LedgerError
 from memupdate.facts.model import Fact
 from memupdate.layout import RELEASE_FILE, WorkspaceLayout
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.purges import redacted, texts_of
-from memupdate.operations.matching import redact_matchers
+from memupdate.ledger.records import Event
+from memupdate.operations.matching import clean_matchers, redact_matchers, settle_matchers
 from memupdate.operations.reports import Report
-from memupdate.storage import write_text_atomic
+from memupdate.storage import canonical_json, remove_leftovers, text_sha256, write_text_atomic
+
+BEGUN = "purge begun"
+"""Written before anything is taken away: the facts' ids, who wants it and why, what was asked for, as a digest, and each matcher's
+digest as it is to be."""
+ENDED = "purge ended"
 
 _SHOWN_ID = len("sha256:") + 12
 
@@ -38,26 +48,97 @@ class PurgeReport(Report):
     messages: tuple[str, ...] = ()
 
 
-def purge(layout: WorkspaceLayout, ledger: Ledger, facts: Sequence[Fact], reason: str | None) -> PurgeReport:
-    """Remove the texts of `facts`, as `Ledger.facts_to_purge` gave them.
+def to_purge(ledger: Ledger, ids: Sequence[str], keys: Sequence[str]) -> list[Fact]:
+    """What a purge of `ids` and `keys` takes: as `Ledger.facts_to_purge`, or what the same purge took when it was cut off.
+
+    By then the ledger may have forgotten the keys. Raises LedgerError.
+    """
+    try:
+        return ledger.facts_to_purge(ids, keys)
+    except LedgerError:
+        same = [event for event in begun(ledger) if event.detail["asked"] == _asked(ids, keys)]
+        if not same:
+            raise
+        return ledger.facts_to_purge(same[-1].detail["facts"], ())
+
+
+def purge(
+    layout: WorkspaceLayout,
+    ledger: Ledger,
+    facts: Sequence[Fact],
+    reason: str | None,
+    *,
+    ids: Sequence[str] = (),
+    keys: Sequence[str] = (),
+) -> PurgeReport:
+    """Remove the texts of `facts`, as `to_purge` found them by `ids` and `keys`.
 
     Raises:
         LedgerError: the disk is full, or a reader holds on to the old state; the same call again finishes the purge.
         UsageError: a release's papers cannot be written.
     """
-    ids = tuple(fact.id for fact in facts)
     named = [fact for fact in facts if not ledger.is_purged(fact.id)]
-    ledger.purge(facts, purged_by=f"{_user()}@{socket.gethostname()}", reason=reason)
-    ledger.scrub()
+    purged_by = f"{_user()}@{socket.gethostname()}"
+    if named:
+        _begin(layout, ledger, named, {"by": purged_by, "asked": _asked(ids, keys)}, reason)
+    for event in begun(ledger):  # a kill may have come between a matcher and the manifest
+        settle_matchers(layout.registry, event.detail["matchers"])
     _redact_papers(layout, ledger, named)
     redact_matchers(layout.registry, ledger, named)
     # The base model's answers to questions beside the facts; made again when they are asked for.
     for folder in layout.cache.glob("answers-*"):
         shutil.rmtree(folder)
-    holding = [row for row in ledger.releases_with_purged() if row.fact in ids]
+    ledger.purge(facts, purged_by=purged_by, reason=reason)
+    ledger.scrub()
+    _end(ledger)
+    purged = tuple(fact.id for fact in facts)
+    holding = [row for row in ledger.releases_with_purged() if row.fact in purged]
     releases = tuple(dict.fromkeys(row.release for row in holding))
     mentions = tuple(ledger.mentions(named))
-    return PurgeReport(ids, releases, mentions, tuple(_advice(ledger, releases, mentions)))
+    return PurgeReport(purged, releases, mentions, tuple(_advice(ledger, releases, mentions)))
+
+
+def finish_begun(layout: WorkspaceLayout, ledger: Ledger) -> list[PurgeReport]:
+    """Finish the purges that were cut off.
+
+    Raises:
+        LedgerError: as `purge`, or an unfinished batch needs one of the facts.
+    """
+    left = begun(ledger)
+    return [purge(layout, ledger, ledger.facts_to_purge(e.detail["facts"], ()), e.detail["reason"]) for e in left]
+
+
+def begun(ledger: Ledger) -> list[Event]:
+    """Of the purges that were cut off, or are under way, the events with which they began."""
+    ended = {event.detail["begun"] for event in ledger.events(kind=ENDED, limit=-1)}
+    return [event for event in ledger.events(kind=BEGUN, limit=-1) if event.id not in ended]
+
+
+def begun_advice(ledger: Ledger) -> list[str]:
+    """One line for `status` where purges were cut off."""
+    facts = {fact for event in begun(ledger) for fact in event.detail["facts"]}
+    return [f"a purge of {len(facts)} fact(s) was cut off: `memupdate resume` finishes it"] if facts else []
+
+
+def _begin(
+    layout: WorkspaceLayout, ledger: Ledger, facts: Sequence[Fact], who: Mapping[str, str], reason: str | None
+) -> None:
+    texts = [text for fact in facts for text in texts_of(fact)]
+    matchers = {name: text_sha256(text) for name, text in clean_matchers(layout.registry, ledger, facts)}
+    told = {"facts": [fact.id for fact in facts], "reason": redacted(reason, texts), "matchers": matchers}
+    ledger.add_event(BEGUN, detail={**who, **told})
+
+
+def _asked(ids: Sequence[str], keys: Sequence[str]) -> str:
+    """By which a purge is known again; a key is a text that is purged, so it is not kept itself."""
+    return text_sha256(canonical_json([sorted(ids), sorted(keys)]))
+
+
+def _end(ledger: Ledger) -> None:
+    """All purges have ended whose facts have no text: papers and matchers were cleared before the ledger was."""
+    for event in begun(ledger):
+        if all(ledger.is_purged(fact) for fact in event.detail["facts"]):
+            ledger.add_event(ENDED, detail={"begun": event.id})
 
 
 def _user() -> str:
@@ -72,6 +153,7 @@ def _redact_papers(layout: WorkspaceLayout, ledger: Ledger, facts: Sequence[Fact
     texts = [text for fact in facts for text in texts_of(fact)]
     for release in ledger.releases():
         path = layout.root / release.relative_path / RELEASE_FILE
+        remove_leftovers(path.parent)  # of a purge that was killed
         if not path.is_file():
             continue
         papers = json.loads(path.read_text(encoding="utf-8"))
