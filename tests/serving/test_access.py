@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import httpx
 import pytest
 from middleware_fixtures import CHAT, Echo, call, seen, write_registry
 
+from memupdate.serving import middleware
 from memupdate.serving.access import EVERYTHING, Binding, parse_rules, rules_json
 from memupdate.serving.manifest import Canary, read_manifest, with_canary, write_manifest
 from memupdate.serving.middleware import INFERENCE_ROUTES, AliasMiddleware
@@ -156,6 +161,48 @@ def test_without_readable_rules_nobody_is_let_in(tmp_path: Path, monkeypatch: py
     assert ask(app, "acme", ACME).status_code == 503
     assert call(app, "GET", "/v1/models").status_code == 503
     assert call(app, "GET", "/health").status_code == 200
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_rules_that_cannot_be_read_for_a_moment_open_nothing_and_are_read_when_they_can(
+    app: AliasMiddleware, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, "for a moment")
+
+    for broken in (("stat", "lstat"), ("stat",), ()):
+        with monkeypatch.context() as patched:
+            for name in broken:
+                patched.setattr(os, name, fails)
+            patched.setattr(Path, "open", fails)
+            for key in (ACME, None):
+                assert ask(app, "acme", key).status_code == 503
+    assert ask(app, "acme", ACME).status_code == 200
+    assert ask(app, "acme", None).status_code == 401
+
+
+def test_while_nobody_can_tell_whether_there_are_rules_nobody_is_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs from the start."""
+    write_registry(tmp_path)
+    answers = threading.Event()
+    lstat = os.lstat
+
+    def hangs(path: object, **options: Any) -> os.stat_result:
+        if str(path).endswith("access.json"):
+            answers.wait()
+        return lstat(path, **options)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(middleware, "may_hang", lambda *_: True)
+    app = AliasMiddleware(Echo(), registry=tmp_path)
+    monkeypatch.setattr(os, "lstat", hangs)
+    assert ask(app, "acme", None).status_code == 503
+    assert call(app, "GET", "/health").status_code == 200
+    answers.set()
+    deadline = time.monotonic() + 10
+    while ask(app, "acme", None).status_code != 200:  # there are none
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -196,6 +197,29 @@ def test_the_cache_survives_a_missing_file_and_says_so_once(tmp_path: Path, capl
         assert cache.get() == cache.get() == example()
     assert len(caplog.records) == 1
     path.write_bytes(kept)
+    assert cache.get() == example()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ENOENT])
+def test_a_disk_that_fails_for_a_moment_does_not_hide_a_flip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    path = tmp_path / "manifest.json"
+    write_manifest(path, example())
+    cache = manifest_cache(path)
+    assert cache.get() == example()
+    flipped = with_alias(example(), "acme", "acme@v2")
+    write_manifest(path, flipped)
+    with monkeypatch.context() as broken, caplog.at_level(logging.WARNING):
+        broken.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(OSError(number, "for a moment")))
+        assert all(cache.get() == cache.last == example() for _ in range(5))
+    assert len(caplog.records) == 1, "once per state, not per request"
+    assert cache.get() == cache.last == flipped
+    with monkeypatch.context() as broken, caplog.at_level(logging.WARNING):
+        broken.setattr(os, "stat", lambda *_: (_ for _ in ()).throw(OSError(number, "again")))
+        assert all(cache.get() == flipped for _ in range(5))
+    assert len(caplog.records) == 2
+    write_manifest(path, example())
     assert cache.get() == example()
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from middleware_fixtures import CHAT, Echo, call, example, seen
 
+from memupdate.serving import middleware
+from memupdate.serving.background import WAIT_S
 from memupdate.serving.manifest import manifest_json, with_alias, write_manifest
 from memupdate.serving.middleware import INFERENCE_ROUTES, AliasMiddleware
 
@@ -25,8 +31,10 @@ def registry(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def app(registry: Path) -> AliasMiddleware:
+@pytest.fixture(params=["local", "network"])
+def app(registry: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AliasMiddleware:
+    """With its registry on a disk of either kind."""
+    monkeypatch.setattr(middleware, "may_hang", lambda *_: request.param == "network")
     return AliasMiddleware(Echo(), registry=registry, admin_token=TOKEN, max_body_bytes=4096)
 
 
@@ -118,6 +126,50 @@ def test_a_torn_manifest_leaves_the_last_good_one_in_force(app: AliasMiddleware,
     seen(call(app, "POST", CHAT, json={"model": "acme"}))
     (registry / "manifest.json").write_text("{")
     assert json.loads(seen(call(app, "POST", CHAT, json={"model": "acme"}))["body"])["model"] == "acme@v1"
+
+
+@pytest.mark.parametrize("app", ["network"], indirect=True)
+def test_a_disk_that_hangs_leaves_the_last_good_manifest_in_force_and_stops_nobody(
+    app: AliasMiddleware, registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hard mount of NFS does: its `stat` never returns."""
+    assert json.loads(seen(call(app, "POST", CHAT, json={"model": "acme"}))["body"])["model"] == "acme@v1"
+    answers, stat, longest_s = threading.Event(), os.stat, 0.0
+
+    def hangs(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(registry)):
+            answers.wait()
+        return stat(path, **options)
+
+    async def others(stop: asyncio.Event) -> None:
+        """Streams and health checks, which need the event loop and no registry."""
+        nonlocal longest_s
+        while not stop.is_set():
+            begun = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.monotonic() - begun)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        watching = asyncio.create_task(others(stop))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine") as client:
+            for body in [{"model": "acme"}, {"model": "acme@v1"}, {"model": "base"}] * 5:
+                response = await client.post(CHAT, json=body)
+                assert response.status_code == 200
+                assert response.headers.get("x-memupdate-alias") == ("acme" if body["model"] == "acme" else None)
+            assert (await client.get("/health")).status_code == 200
+        stop.set()
+        await watching
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", hangs)
+        begun = time.monotonic()
+        asyncio.run(run())
+        assert time.monotonic() - begun < 4 * WAIT_S, "only the first ones wait"
+        assert longest_s < WAIT_S / 2
+        answers.set()
+    write_manifest(registry / "manifest.json", with_alias(example(), "acme", "acme@v2"))
+    assert json.loads(seen(call(app, "POST", CHAT, json={"model": "acme"}))["body"])["model"] == "acme@v2"
 
 
 @pytest.mark.parametrize(

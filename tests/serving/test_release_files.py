@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from middleware_fixtures import CHAT, Echo, call
@@ -15,6 +19,7 @@ from memupdate.layout import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Registry
 from memupdate.serving import release_files
 from memupdate.serving.manifest import Manifest, with_alias, write_manifest
 from memupdate.serving.middleware import AliasMiddleware
+from memupdate.storage import file_sha256
 
 
 @pytest.fixture
@@ -84,4 +89,64 @@ def test_looking_is_rare(layout: RegistryLayout, monkeypatch: pytest.MonkeyPatch
     app = AliasMiddleware(Echo(), registry=layout.root)
     assert statuses(app, "acme") == [200]
     (layout.release("acme@v1") / ADAPTER_WEIGHTS_FILE).unlink()
+    assert statuses(app, "acme") == [200]
+
+
+def test_a_disk_that_hangs_changes_nothing_and_stops_nobody(
+    layout: RegistryLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_files, "WAIT_S", 0.2)
+    monkeypatch.setattr(release_files, "may_hang", lambda _: True)
+    app = AliasMiddleware(Echo(), registry=layout.root)
+    assert statuses(app, "acme", "acme@v2") == [200, 200]
+    answers, stat = threading.Event(), os.stat
+
+    def hangs(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith(ADAPTER_WEIGHTS_FILE):
+            answers.wait()
+        return stat(path, **options)
+
+    weights = layout.release("acme@v2") / ADAPTER_WEIGHTS_FILE
+    weights.write_bytes(b"altered")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", hangs)
+        begun = time.monotonic()
+        assert statuses(app, *["acme", "acme@v1", "acme@v2"] * 20) == [200] * 60
+        assert time.monotonic() - begun < 5
+        answers.set()
+    assert app._files is not None
+    while not all(look.done() for look, _ in app._files._looks.values()):
+        time.sleep(0.01)
+    assert statuses(app, "acme", "acme@v2") == [200, 404]
+
+
+def test_a_release_is_not_let_through_while_its_digests_are_computed(
+    layout: RegistryLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_files, "WAIT_S", 0.05)
+    app = AliasMiddleware(Echo(), registry=layout.root)
+    assert statuses(app, "acme") == [200]
+    (layout.release("acme@v1") / ADAPTER_WEIGHTS_FILE).write_bytes(b"altered")
+
+    def slowly(path: Path) -> str:
+        time.sleep(0.3)
+        return file_sha256(path)
+
+    monkeypatch.setattr(release_files, "file_sha256", slowly)
+    assert statuses(app, "acme") == [404]
+
+
+def test_a_disk_that_fails_while_a_release_is_read_does_not_refuse_it_for_ever(
+    layout: RegistryLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = AliasMiddleware(Echo(), registry=layout.root)
+    assert statuses(app, "acme") == [200]
+    os.utime(layout.release("acme@v1") / ADAPTER_WEIGHTS_FILE)
+
+    def fails(_path: Path) -> str:
+        raise OSError(errno.EIO, "for a moment")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(release_files, "file_sha256", fails)
+        assert statuses(app, "acme", "acme@v2") == [404, 200]
     assert statuses(app, "acme") == [200]

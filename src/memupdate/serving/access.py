@@ -60,7 +60,7 @@ class Rules:
 
 
 class AccessUnreadable(Exception):
-    """There are rules, but none could be read since the start: nobody is let in."""
+    """There are rules, or nobody could tell, but none could be read since the start: nobody is let in."""
 
 
 class Access:
@@ -75,12 +75,26 @@ class Access:
     def __init__(self, path: Path, *, required: bool, operator_key: str = "") -> None:
         self._file = LastGood(path, parse_rules)
         self._required = required
+        self._may_exist: bool | None = None
         self._operator = hashlib.sha256(operator_key.encode()).digest() if operator_key else None
 
+    @property
+    def path(self) -> Path:
+        """The rules' file."""
+        return self._file.path
+
+    def look(self) -> None:
+        """Read the file if it has changed. Asks the disk, which may hang."""
+        if not self._required and self._file.last is None:
+            self._may_exist = _may_exist(self._file.path)
+            if not self._may_exist:
+                return
+        self._file.get()
+
     def rules(self) -> Rules | None:
-        """The last good rules; None where there are none. Raises AccessUnreadable."""
-        rules = self._file.get()  # Rules that were there and are gone stay in force.
-        if rules is None and (self._required or os.path.lexists(self._file.path)):
+        """The last good rules, without a look at the disk; None where there are none. Raises AccessUnreadable."""
+        rules = self._file.last  # Rules that were there and are gone stay in force.
+        if rules is None and (self._required or self._may_exist is not False):
             raise AccessUnreadable
         return rules
 
@@ -122,6 +136,17 @@ def presented_key(headers: Mapping[bytes, bytes]) -> bytes:
     """The key that a request shows, as OpenAI's clients (`Authorization: Bearer …`) and Anthropic's (`x-api-key`) send it."""
     scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
     return given.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+
+
+def _may_exist(path: Path) -> bool:
+    """False only where the disk says that nothing of that name is there; what it cannot tell may be rules."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def _parse_key(where: str, value: Any) -> tuple[bytes, Binding]:

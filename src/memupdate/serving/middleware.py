@@ -1,10 +1,11 @@
 """The middleware that vLLM runs in front of its routes: aliases become releases, keys are bound, admin routes stay closed.
 
 `vllm serve … --middleware memupdate.serving.middleware.AliasMiddleware`, with `MEMUPDATE_REGISTRY` set. Pure ASGI.
-Invariant: an alias is resolved once per request, against the manifest as it is at that moment, so each answer is
-exactly one release's; a broken or missing manifest takes effect only on requests that name an alias it would have
-told. Every POST that is not a known inference route, every other mutating method and every websocket needs the admin
-token, which is apart from client keys. Responses pass through as they come: streams are never buffered. This module
+Invariant: an alias is resolved once per request, against the manifest as it was when the request came or a newer one, so
+each answer is exactly one release's; a broken or missing manifest takes effect only on requests that name an alias it
+would have told, and a disk that hangs holds up nobody for longer than `background.WAIT_S`. Every POST that is not a known
+inference route, every other mutating method and every websocket needs the admin token, which is apart from client keys.
+Responses pass through as they come: streams are never buffered. This module
 knows nothing about vLLM but its routes.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from memupdate.layout import RegistryLayout
 from memupdate.serving.access import Access, AccessUnreadable, Binding, presented_key
+from memupdate.serving.background import SharedLook, may_hang
 from memupdate.serving.env import (
     ACCESS_ENV,
     ADMIN_TOKEN_ENV,
@@ -30,6 +32,7 @@ from memupdate.serving.env import (
     OPERATOR_KEY_ENV,
     REGISTRY_ENV,
 )
+from memupdate.serving.last_good import LastGood
 from memupdate.serving.manifest import Manifest, manifest_cache
 from memupdate.serving.metrics import serving_metrics
 from memupdate.serving.release_files import ReleaseFiles
@@ -124,6 +127,7 @@ class AliasMiddleware:
         self._base_model = base
         self._operator_key = os.environ.get(OPERATOR_KEY_ENV, "")
         self._access = _access(layout, self._operator_key)
+        self._look = _shared_look(self._access, self._manifest)
         token = admin_token if admin_token is not None else os.environ.get(ADMIN_TOKEN_ENV, "")
         self._token_digest = hashlib.sha256(token.encode()).digest() if token else None
         self._max_body_bytes = max_body_bytes or _positive_env(MAX_BODY_ENV, DEFAULT_MAX_BODY_BYTES)
@@ -152,7 +156,7 @@ class AliasMiddleware:
         elif method == "POST" and path in INFERENCE_ROUTES:
             await self._inference(scope, receive, send)
         elif method == "POST" and _CANCEL_ROUTE.fullmatch(path):
-            await self._app(self._let_in(scope)[0], receive, send)
+            await self._app((await self._let_in(scope))[0], receive, send)
         elif self._is_admin(scope):
             await self._app(scope, receive, send)
         else:
@@ -169,13 +173,13 @@ class AliasMiddleware:
     async def _reading(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         binding = None
         if scope["method"] != "OPTIONS" and path.startswith(_KEYED_PREFIXES):
-            scope, binding = self._let_in(scope)
+            scope, binding = await self._let_in(scope)
         if binding is not None and path.rstrip("/") == _MODELS_ROUTE:
             send = _only_models(send, lambda name: self._is_shown(name, binding))
         await self._app(scope, receive, send)
 
     async def _inference(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope, binding = self._let_in(scope)
+        scope, binding = await self._let_in(scope)
         body = await self._read_body(scope, receive)
         is_json = _is_json(scope)
         if binding is not None and not is_json:
@@ -204,8 +208,13 @@ class AliasMiddleware:
             return True
         return await self._files.are_whole(release, entry)
 
-    def _let_in(self, scope: Scope) -> tuple[Scope, Binding | None]:
-        """The request as vLLM shall see it, and what its key allows; None where keys are not bound. Raises _Refused."""
+    async def _let_in(self, scope: Scope) -> tuple[Scope, Binding | None]:
+        """The request as vLLM shall see it, and what its key allows; None where keys are not bound. Raises _Refused.
+
+        From here on the request's rules and manifest are those of its own time, or newer ones.
+        """
+        if self._look is not None:
+            await self._look.fresh()
         if self._access is None:
             return scope, None
         try:
@@ -225,7 +234,7 @@ class AliasMiddleware:
 
     def _current(self) -> Manifest | None:
         """The manifest in force; what has moved since the last request is counted."""
-        manifest = self._manifest.get() if self._manifest else None
+        manifest = self._manifest.last if self._manifest else None
         before, self._seen = self._seen, manifest
         if manifest is not None and manifest is not before:
             self._metrics.generation.set(manifest.generation)
@@ -282,6 +291,15 @@ def _access(layout: RegistryLayout | None, operator_key: str) -> Access | None:
         return None
     path = Path(named) if named else layout.access if layout else Path()
     return Access(path, required=bool(named), operator_key=operator_key)
+
+
+def _shared_look(access: Access | None, manifest: LastGood[Manifest] | None) -> SharedLook | None:
+    """One look for both, at the rules first. Holds nothing of the middleware, so that its thread ends with that."""
+    looks = [*([access.look] if access else []), *([manifest.get] if manifest else [])]
+    if not looks:
+        return None
+    paths = [*([access.path] if access else []), *([manifest.path] if manifest else [])]
+    return SharedLook(lambda: [look() for look in looks], is_aside=may_hang(*paths))
 
 
 def _route_path(scope: Scope) -> str:
