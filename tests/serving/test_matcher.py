@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memupdate.facts.model import Fact
+from memupdate.serving import matcher as module
 from memupdate.serving.matcher import (
     Matcher,
     MatcherError,
@@ -101,6 +103,49 @@ def test_every_fact_is_reached_by_its_own_prompt(terms: list[str], before: str, 
     for term in terms:
         if words(term).strip():
             assert found.mentions([f"{before} ! {term} ! {after}"]), term
+
+
+few_words = st.lists(st.sampled_from("abc"), min_size=1, max_size=90).map(" ".join)
+
+
+@settings(max_examples=300)
+@given(
+    terms=st.lists(few_words, min_size=1, max_size=12),
+    text=few_words,
+    inside=st.integers(0, 11),
+    is_inside=st.booleans(),
+)
+def test_a_term_of_any_length_is_found_where_it_is_and_nowhere_else(
+    terms: list[str], text: str, inside: int, is_inside: bool
+) -> None:
+    said = f"{text} {terms[inside % len(terms)]} {text}" if is_inside else text
+    expected = any(words(term) in words(said) for term in terms)
+    assert matcher(*terms).mentions([said]) == expected
+    assert compile_matcher(module._shortest({words(term) for term in terms})).mentions([said]) == expected
+
+
+@settings(max_examples=300)
+@given(
+    text=st.text(st.sampled_from("ab Acé.、東京é\u0301\u200b\u00ad+#-_\n?!タワ\u3099"), max_size=120),
+    terms=st.lists(st.sampled_from(["a b", "é a b c+", "東京", "a", "ab ab", "éa 東"]), min_size=1, max_size=3),
+)
+def test_a_long_text_is_found_out_piece_by_piece_as_in_one(text: str, terms: list[str]) -> None:
+    whole = any(words(term) in words(text) for term in terms)
+    with patch.object(module, "_PIECE_CHARS", 5), patch.object(module, "_RUN_CHARS", 1000):
+        assert matcher(*terms).mentions([text]) == whole
+        assert "".join(module._pieces(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["word " * 200_000, "東京タワーへ行った。" * 100_000, "x" * 1_000_000, "ä\n" * 500_000]
+)
+def test_others_go_on_while_a_long_text_is_looked_at(text: str) -> None:
+    """A million characters take 0.1 s and more."""
+    looks = list(matcher("nothing of it").scan([text]))
+    assert len(looks) >= 7
+    assert not any(looks)
+    assert list(matcher("nothing of it").scan(["short"] * 50)) == []
+    assert list(matcher("and now").scan([text, "and now"]))[-1]
 
 
 def test_the_file_is_read_back_only_if_it_is_the_one(tmp_path: Path) -> None:

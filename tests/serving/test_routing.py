@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,18 +17,22 @@ from middleware_fixtures import BASE, CHAT, Echo, call, entry, example, seen
 from prometheus_client import REGISTRY
 
 from memupdate.facts.model import Fact
+from memupdate.layout import RegistryLayout
+from memupdate.serving import routing
 from memupdate.serving.conversation import in_share, steady_key, texts_of
 from memupdate.serving.manifest import (
+    ALWAYS,
     MATCHED,
     Canary,
     Manifest,
+    read_manifest,
     with_alias,
     with_canary,
     with_release,
     with_retired,
     write_manifest,
 )
-from memupdate.serving.matcher import matcher_json, terms_of
+from memupdate.serving.matcher import Matcher, compile_matcher, load_matcher, matcher_json, terms_of
 from memupdate.serving.middleware import AliasMiddleware
 from memupdate.storage import file_sha256
 
@@ -53,7 +60,9 @@ def canary(tmp_path: Path) -> AliasMiddleware:
 
 def test_a_canary_gets_its_share_and_every_conversation_stays_where_it_began(canary: AliasMiddleware) -> None:
     async def releases(bodies: list[dict[str, Any]]) -> list[str | None]:
-        return [(await canary._router.route(json.dumps(b).encode(), canary._current())).release for b in bodies]
+        assert canary._manifest is not None
+        manifest = canary._manifest.get()
+        return [(await canary._router.route(json.dumps(b).encode(), manifest)).release for b in bodies]
 
     firsts = [user(f"question {number}") for number in range(2000)]
     first = asyncio.run(releases([{"model": "acme", "messages": [turn]} for turn in firsts]))
@@ -163,8 +172,6 @@ def test_a_release_asked_for_by_name_is_not_routed(tmp_path: Path) -> None:
 @given(turns=st.lists(st.sampled_from(["hi", "the Acme Falcon?", "who leads acme", "x" * 50, "falcon"]), min_size=1))
 def test_a_conversation_that_reached_the_release_stays_there(turns: list[str]) -> None:
     found = terms_of(FACTS)
-    from memupdate.serving.matcher import compile_matcher
-
     matcher, reached = compile_matcher(found), False
     for length in range(1, len(turns) + 1):
         now = matcher.mentions(texts_of({"messages": [user(turn) for turn in turns[:length]]}) or [])
@@ -192,6 +199,106 @@ def test_without_a_whole_matcher_everything_goes_to_the_release(tmp_path: Path, 
     response = call(app, "POST", CHAT, json={"model": "acme", "messages": [user("hello")]})
     assert json.loads(seen(response)["body"])["model"] == "acme@v1"
     assert response.headers["x-memupdate-route"] == "no_matcher"
+
+
+def test_a_matcher_is_loaded_once_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, loads = routed(tmp_path), []
+
+    def load(path: Path, digest: str) -> Matcher:
+        loads.append(path.parent.name)
+        time.sleep(0.1)
+        return load_matcher(path, digest)
+
+    monkeypatch.setattr(routing, "load_matcher", load)
+
+    async def ask(client: httpx.AsyncClient) -> str:
+        response = await client.post(CHAT, json={"model": "acme", "messages": [user("who leads acme")]})
+        return response.headers["x-memupdate-route"]
+
+    async def run() -> list[str]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine") as client:
+            leaving = asyncio.create_task(ask(client))
+            waiting = [asyncio.create_task(ask(client)) for _ in range(50)]
+            await asyncio.sleep(0.03)
+            leaving.cancel()  # The one that began the load: the others still get it.
+            threads = [thread.name for thread in threading.enumerate()]
+            assert threads.count("memupdate-aside") == 1
+            assert not any(name.startswith("asyncio") for name in threads), "the resolver shares the executor"
+            return await asyncio.gather(*waiting)
+
+    assert set(asyncio.run(run())) == {"release"}
+    assert loads == ["acme@v1"]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_release_that_was_warmed_answers_its_alias_without_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    """`publish` asks each engine for the release by its name, then moves the alias."""
+    app = routed(tmp_path)
+    path = tmp_path / "manifest.json"
+    file = tmp_path / "releases" / "acme@v2" / "matcher.json"
+    file.parent.mkdir()
+    file.write_text(matcher_json([" globex "]))
+    manifest = with_release(Manifest(BASE) if is_first else read_manifest(path), "acme@v2", entry(2, file_sha256(file)))
+    write_manifest(path, manifest)
+    assert model_of(app, {"model": "acme@v2", "prompt": "?"}) == "acme@v2"
+    monkeypatch.setattr(routing, "load_matcher", None)
+    write_manifest(path, with_alias(manifest, "acme", "acme@v2", route=MATCHED))
+    response = call(app, "POST", CHAT, json={"model": "acme", "messages": [user("Globex?")]})
+    assert response.headers["x-memupdate-route"] == "release"
+    assert response.headers["x-memupdate-release"] == "acme@v2"
+
+
+def test_where_the_route_is_always_no_matcher_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = routed(tmp_path)
+    write_manifest(
+        tmp_path / "manifest.json",
+        with_alias(read_manifest(tmp_path / "manifest.json"), "acme", "acme@v1", route=ALWAYS),
+    )
+    monkeypatch.setattr(routing, "load_matcher", None)
+    for model in ("acme@v1", "acme"):
+        assert model_of(app, {"model": model, "prompt": "?"}) == "acme@v1"
+    assert app._router._matchers is not None
+    assert not app._router._matchers._kept
+
+
+def test_the_matchers_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+
+    def load(path: Path, _digest: str) -> Matcher:
+        loads.append(path.parent.name)
+        return compile_matcher([" a "])
+
+    monkeypatch.setattr(routing, "load_matcher", load)
+    monkeypatch.setattr(routing, "_MATCHERS", 3)
+
+    async def run() -> None:
+        matchers = routing.Matchers(RegistryLayout(tmp_path))
+        for number in (1, 2, 3, 1, 4, 1, 5, 1):
+            assert await matchers.get(f"acme@v{number}", "sha256:0") is not None
+        assert loads == [f"acme@v{number}" for number in (1, 2, 3, 4, 5)]
+
+    asyncio.run(run())
+
+
+def test_a_matcher_that_the_disk_does_not_give_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, answers = routed(tmp_path), threading.Event()
+
+    def load(path: Path, digest: str) -> Matcher:
+        answers.wait()
+        return load_matcher(path, digest)
+
+    monkeypatch.setattr(routing, "load_matcher", load)
+    monkeypatch.setattr(routing, "_LOAD_S", 0.1)
+    body = {"model": "acme", "messages": [user("hello")]}
+    for _ in range(3):
+        assert call(app, "POST", CHAT, json=body).headers["x-memupdate-route"] == "no_matcher"
+    answers.set()
+    monkeypatch.setattr(routing, "_LOAD_S", 10.0)
+    assert call(app, "POST", CHAT, json=body).headers["x-memupdate-route"] == "base"
 
 
 def test_requests_flips_and_refusals_are_counted_by_known_names_only(tmp_path: Path) -> None:

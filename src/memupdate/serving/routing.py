@@ -13,11 +13,13 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from memupdate.layout import MATCHER_FILE, RELEASE_PATTERN, RegistryLayout
 from memupdate.serving.access import Binding
+from memupdate.serving.background import call_aside, settled
 from memupdate.serving.conversation import in_share, steady_key, texts_of
 from memupdate.serving.manifest import MATCHED, RETIRED, AliasEntry, Canary, Manifest
 from memupdate.serving.matcher import Matcher, MatcherError, load_matcher
@@ -28,6 +30,8 @@ MAX_SCANNED_CHARS = 1 << 20
 """Longer conversations are not looked at: it would hold up the others. They go to the release."""
 _MATCHERS = 64
 _RETRY_S = 30.0
+_LOAD_S = 10.0
+"""For how long a request waits for a matcher before it goes to the release undecided."""
 _LOG = logging.getLogger("vllm.memupdate")
 
 
@@ -57,37 +61,55 @@ class Route:
 
 
 class Matchers:
-    """The matchers of a registry's releases, loaded in a thread when first asked for; the last 64 are kept."""
+    """The matchers of a registry's releases, each loaded once in a thread of its own; the 64 used last are kept."""
 
     def __init__(self, layout: RegistryLayout) -> None:
         self._layout = layout
         self._kept: OrderedDict[tuple[str, str], Matcher | float] = OrderedDict()
+        """Release and digest → its matcher, or until when (monotonic, seconds) one that failed is not tried again."""
+        self._loads: dict[tuple[str, str], tuple[Future[None], float]] = {}
         self._lock = threading.Lock()
 
     async def get(self, release: str, digest: str | None) -> Matcher | None:
-        """The matcher of `release`; None where it has none that is whole, which is logged."""
+        """The matcher of `release`; None where it has none that is whole, which is logged, or the disk does not give it in time."""
         if digest is None:
             return None
-        known = self._kept.get((release, digest))
-        if known is None or (isinstance(known, float) and known < time.monotonic()):
-            known = await asyncio.to_thread(self._load, release, digest)
+        key, now = (release, digest), time.monotonic()
+        known = self._known(key)
+        if known is None:
+            load, began_s = self._loads.get(key) or self._begin(key)
+            await settled(load, began_s + _LOAD_S - now)
+            known = self._known(key)
         return known if isinstance(known, Matcher) else None
 
-    def _load(self, release: str, digest: str) -> Matcher | float:
-        key = (release, digest)
+    def _known(self, key: tuple[str, str]) -> Matcher | float | None:
         with self._lock:
             known = self._kept.get(key)
-            if isinstance(known, Matcher) or (known is not None and known >= time.monotonic()):
-                return known
-            try:
-                loaded: Matcher | float = load_matcher(self._layout.release(release) / MATCHER_FILE, digest)
-            except MatcherError as error:
-                _LOG.error("all requests go to %s: %s", release, error.message)
-                loaded = time.monotonic() + _RETRY_S  # A shared file system may be late.
+            if known is None or (isinstance(known, float) and known < time.monotonic()):
+                return None
+            self._kept.move_to_end(key)
+            return known
+
+    def _begin(self, key: tuple[str, str]) -> tuple[Future[None], float]:
+        load = call_aside(lambda: self._load(key))
+        self._loads[key] = (load, time.monotonic())
+        load.add_done_callback(lambda _: self._loads.pop(key, None))
+        return load, time.monotonic()
+
+    def _load(self, key: tuple[str, str]) -> None:
+        release, digest = key
+        loaded: Matcher | float
+        try:
+            loaded = load_matcher(self._layout.release(release) / MATCHER_FILE, digest)
+        except Exception as error:
+            told = error.message if isinstance(error, MatcherError) else repr(error)
+            _LOG.error("all requests go to %s: %s", release, told)
+            loaded = time.monotonic() + _RETRY_S  # A shared file system may be late.
+        with self._lock:
             self._kept[key] = loaded
+            self._kept.move_to_end(key)
             while len(self._kept) > _MATCHERS:
                 self._kept.popitem(last=False)
-            return loaded
 
 
 class Router:
@@ -121,7 +143,7 @@ class Router:
         entry = manifest.aliases.get(model) if manifest else None
         if entry is not None and manifest is not None:
             return await self._aliased(body, value, model, entry, manifest, session, binding)
-        return self._direct(body, model, manifest, binding)
+        return await self._direct(body, model, manifest, binding)
 
     async def _aliased(
         self,
@@ -155,11 +177,16 @@ class Router:
         texts = texts_of(value)
         if texts is None or sum(map(len, texts)) > MAX_SCANNED_CHARS:
             return "unreadable"
-        return "release" if matcher.mentions(texts) else "base"
+        for is_found in matcher.scan(texts):
+            if is_found:
+                return "release"
+            await asyncio.sleep(0)  # Long texts are looked at in pieces: streams go on in between.
+        return "base"
 
-    def _direct(self, body: bytes, model: str, manifest: Manifest | None, binding: Binding | None) -> Route:
+    async def _direct(self, body: bytes, model: str, manifest: Manifest | None, binding: Binding | None) -> Route:
         """A request that names no alias."""
-        if RELEASE_PATTERN.fullmatch(model) is None:
+        named = RELEASE_PATTERN.fullmatch(model)
+        if named is None:
             if binding is None or (binding.base_model and self._base_model in ("", model)):
                 return Route(body)
             return _unknown(body, model)
@@ -169,7 +196,15 @@ class Router:
         if release is not None and release.state == RETIRED:
             # vLLM would go on answering from an adapter that it has loaded already.
             return _refused(body, f"the release {model} is retired", "retired")
+        if release is not None and manifest is not None:
+            await self._prepare(named["collection"], model, manifest)
         return Route(body, release=model)
+
+    async def _prepare(self, collection: str, release: str, manifest: Manifest) -> None:
+        """Whoever proves or warms a release is about to publish it: the first request to its alias shall find its matcher loaded."""
+        alias = manifest.aliases.get(collection)
+        if self._matchers is not None and self._base_model and (alias is None or alias.route == MATCHED):
+            await self._matchers.get(release, manifest.releases[release].matcher_digest)
 
     def _unnamed(self, body: bytes, value: dict[str, Any] | None, model: object, binding: Binding) -> Route:
         """A request whose model is not told, where keys are bound: vLLM would take the base model, or fail."""
