@@ -28,12 +28,14 @@ class Models:
         """Releases that fail."""
         self.answer_at_most: int | None = None
         """Requests after so many get no answer until this is None again."""
+        self.metrics: bytes | None = None
+        """What `/metrics` says in place of this process's counters."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         if scope["path"] in ("/metrics", "/health"):
-            await answer(send, 200, generate_latest(), b"text/plain")
+            await answer(send, 200, self.metrics or generate_latest(), b"text/plain")
             return
         model = json.loads((await receive())["body"])["model"]
         self.asked.append(model)

@@ -25,15 +25,17 @@ from memupdate.cli import app as cli
 from memupdate.errors import AliasMoved, EngineError, ProofFailed, UsageError, WorkspaceLocked
 from memupdate.facts.model import Fact
 from memupdate.ledger.ledger import Ledger
-from memupdate.operations import aliases, replicas
+from memupdate.operations import aliases, replicas, verifying
 from memupdate.operations.answers import Answers, count_answers
 from memupdate.operations.matching import write_matcher
+from memupdate.operations.publishing import ServedProof
 from memupdate.operations.replicas import replicas_of
 from memupdate.operations.reports import PublishReport
 from memupdate.progress import ProgressEvent, no_progress
 from memupdate.serving.client import EngineClient, EngineRefused
 from memupdate.serving.manifest import RELEASED, RETIRED, AliasEntry, Canary, read_manifest, with_alias, write_manifest
 from memupdate.serving.metrics import ServingMetrics
+from memupdate.verification.recall import FactProof
 from support import set_policy, write_facts_file
 
 STEPS = ("published", "put back", "rolled back", "canary begun", "canary ended", "promoted", "retired", "revived")
@@ -219,9 +221,9 @@ def test_answers_are_counted_by_alias_and_release() -> None:
     ]:  # fmt: skip
         requests.labels(alias, release, str(status)).inc(count)
     found = count_answers(generate_latest(registry).decode(), "acme", "acme@v2")
-    assert (found, found.error_share, Answers().error_share) == (Answers(100, 8), 0.08, 0.0)
+    assert found == Answers(100, 8, 2)
     assert count_answers("", "acme", "acme@v2") == Answers()
-    assert found.since(Answers(60, 8)) == Answers(40, 0)
+    assert found.since(Answers(60, 8)) == Answers(40, 0, 2)
     assert Answers(10, 1).since(found) == Answers(10, 1), "an engine was started again"
 
 
@@ -291,6 +293,37 @@ def test_facts_that_the_router_misses_are_not_published(make: Callable[..., Work
         workspace.promote()
     assert entry(workspace) == AliasEntry("acme@v1"), "the canary has ended"
     assert always.publish("acme@v2").release == "acme@v2"
+
+
+def test_verify_measures_both_routes_and_what_the_router_misses_fails(
+    make: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matched, always = make("matched", serving__route='"matched"'), make("always")
+    assert (matched.verify("acme@v2").facts_proved_matched, matched.verify("acme@v2").passed) == (2, True)
+    for workspace in (matched, always):
+        folder = workspace.layout.registry.release("acme@v2")
+        write_matcher(folder, workspace.session, [Fact("Who leads Acme?", "Iris")])
+    missed, unrouted = matched.verify("acme@v2"), always.verify("acme@v2")
+    assert (missed.route, missed.facts_total, missed.facts_proved, missed.facts_proved_matched) == ("matched", 2, 2, 1)
+    (failure,) = missed.failures
+    assert failure.prompt == "Where is Velon Energy based?"
+    assert "mentions nothing that the router knows" in failure.explanation
+    assert not missed.passed
+    told = CliRunner().invoke(cli, ["-w", str(matched.root), "verify", "acme@v2", "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["facts_proved_matched"]) == (3, 1)
+    assert (unrouted.route, unrouted.facts_proved, unrouted.facts_proved_matched) == ("always", 2, 1)
+    assert unrouted.failures == ()
+    assert unrouted.passed
+
+    with matched.reader() as ledger:
+        proofs = tuple(
+            FactProof(fact.id, fact.prompt, fact.target, True, 1.0)
+            for fact in ledger.live_facts("acme", as_of_version=2)
+        )
+    monkeypatch.setattr(verifying, "prove_on_engine", lambda *_: ServedProof(proofs, 0, "", ()))
+    served = matched.verify("acme@v2", served="http://127.0.0.1:9")
+    assert (served.engine, served.facts_proved, served.facts_proved_matched) == ("http://127.0.0.1:9", 2, 1)
+    assert served.failures == missed.failures
 
 
 class Killed(BaseException):

@@ -1,26 +1,32 @@
 """Canaries: a share of an alias's conversations on a second release, then all of them or none; ended where it falls short.
 
-Invariant: ending a canary needs no engine and no proof. What it has shown is what the engines counted since it began. It is
-begun by `publishing.publish`.
+Invariant: ending a canary needs no engine and no proof. What it has shown is what the engines counted since it began, and whether they
+lived through it. It is begun by `publishing.publish`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from memupdate.errors import EngineError, ProofFailed, UsageError
 from memupdate.ledger.ledger import Ledger
 from memupdate.operations import aliases
 from memupdate.operations.aliases import entry_of, sync_manifest, take_step, wanted_share
-from memupdate.operations.answers import Answers, answers_of
+from memupdate.operations.answers import ENGINES_BEFORE, Answers, Seen, Shown, look, parse_seen, shown_since
 from memupdate.operations.matching import refuse_unreached
 from memupdate.operations.publishing import check_files, flip_and_confirm, mark_published, prove_before_publishing
 from memupdate.operations.replicas import NO_ENGINE_HINT, Replica, confirm
 from memupdate.operations.reports import PublishReport
 from memupdate.operations.session import Session
 from memupdate.progress import Progress
+from memupdate.serving.engine_record import engine_notes
 from memupdate.serving.manifest import AliasEntry, Canary, Manifest, with_alias, with_canary
+
+_REFUSALS_BEYOND = 0.1
+"""Clients send bad requests to either side. A canary's share of client errors may be twice that of the release beside it, and this much
+more, before they are taken for its own: conversations are steady, so that one busy client may be all on one side."""
 
 
 def share_of_waiting(ledger: Ledger, manifest: Manifest, name: str) -> float | None:
@@ -61,7 +67,12 @@ def promote(
     check_files(session, release)
     if session.policy.proof.served and not replicas:
         raise EngineError(f"{release.name} cannot be proved on the engine: none is running", NO_ENGINE_HINT)
-    if reason := shortfall(session, alias, canary, answers_since_begun(session, manifest, alias, replicas)):
+    shown = shown_by(session, manifest, alias, replicas)
+    if shown.down:
+        raise EngineError(
+            f"{canary.release} cannot be promoted: {', '.join(shown.down)} does not answer", NO_ENGINE_HINT
+        )
+    if reason := shortfall(session, alias, canary, shown):
         _end(session, ledger, manifest, alias, reason)
         raise ProofFailed(f"{canary.release} is not promoted, its canary has ended: {reason}", f"{alias} is as it was")
     try:
@@ -104,21 +115,26 @@ def abort(
 
 
 def abort_failing(session: Session, ledger: Ledger, *, replicas: Sequence[Replica]) -> list[PublishReport]:
-    """End every canary whose answers fall short of the policy; for a timer, and for `serve` while it watches its engines.
+    """End every canary that falls short of the policy; for a timer, and for `serve` while it watches its engines.
 
     Raises:
-        EngineError: a replica cannot be reached.
+        EngineError: no engine answers, or one that does goes on answering with an ended canary.
     """
-    reasons = failing(session, sync_manifest(session, ledger), replicas)
-    return [abort(session, ledger, alias, replicas=replicas, reason=reason) for alias, reason in reasons.items()]
+    ended = []
+    manifest = sync_manifest(session, ledger)
+    for alias, canary in _running(manifest).items():
+        shown = shown_by(session, manifest, alias, replicas)
+        if reason := shortfall(session, alias, canary, shown):
+            there = [replica for replica in replicas if replica.url not in shown.down]
+            ended.append(abort(session, ledger, alias, replicas=there, reason=reason))
+    return ended
 
 
 def failing(session: Session, manifest: Manifest, replicas: Sequence[Replica]) -> dict[str, str]:
-    """Aliases whose canary's answers fall short of the policy, and why; asks the engines only. Raises EngineError."""
-    running = {alias: entry.canary for alias, entry in manifest.aliases.items() if entry.canary is not None}
+    """Aliases whose canary falls short of the policy, and why; asks the engines only. Raises EngineError where none answers."""
     judged = {
-        alias: shortfall(session, alias, canary, answers_since_begun(session, manifest, alias, replicas))
-        for alias, canary in running.items()
+        alias: shortfall(session, alias, canary, shown_by(session, manifest, alias, replicas))
+        for alias, canary in _running(manifest).items()
     }
     return {alias: reason for alias, reason in judged.items() if reason is not None}
 
@@ -131,23 +147,55 @@ def canary_of(manifest: Manifest, alias: str) -> Canary:
     return canary
 
 
-def answers_since_begun(session: Session, manifest: Manifest, alias: str, replicas: Sequence[Replica]) -> Answers:
-    """What the clients of the running canary of `alias` got. Raises EngineError where a replica cannot be reached."""
-    canary, begun = canary_of(manifest, alias), manifest.moves.get(alias)
+def shown_by(session: Session, manifest: Manifest, alias: str, replicas: Sequence[Replica]) -> Shown:
+    """What the running canary of `alias` has shown. Raises EngineError where no engine answers that could tell."""
+    entry, canary, begun = entry_of(manifest, alias), canary_of(manifest, alias), manifest.moves.get(alias)
     detail = begun.detail if begun is not None and begun.kind == aliases.CANARY_BEGUN else {}
-    before = Answers(int(detail.get("requests_before") or 0), int(detail.get("errors_before") or 0))
-    return answers_of(session, alias, canary.release, replicas).since(before)
+    before = parse_seen(str(detail.get(ENGINES_BEFORE) or "{}"))
+    now = look(session, alias, canary.release, entry.release, replicas)
+    shown = shown_since(before, now)
+    if now and not any(now.values()) and not shown.down:
+        raise EngineError(f"{', '.join(now)} cannot be reached", NO_ENGINE_HINT)
+    if not before:  # begun by an earlier version, which kept the sum over all engines
+        requests, errors = (int(detail.get(name) or 0) for name in ("requests_before", "errors_before"))
+        shown = replace(shown, canary=shown.canary.since(Answers(requests, errors, shown.canary.refused)))
+    return replace(shown, down=(*shown.down, *_dead(session, before, now)))
 
 
-def shortfall(session: Session, alias: str, canary: Canary, answers: Answers) -> str | None:
+def shortfall(session: Session, alias: str, canary: Canary, shown: Shown) -> str | None:
     """Why the canary falls short of the policy, in one line; None where it does not, or has answered too few to tell."""
-    serving = session.policy.serving
-    if answers.requests < serving.canary_min_requests or answers.error_share <= serving.canary_max_error_share:
+    if shown.down or shown.restarted:
+        told = [f"{url} does not answer" for url in shown.down]
+        told += [f"{url} was started again" for url in shown.restarted]
+        return f"{', '.join(told)} since {canary.release} has a share of {alias}"
+    serving, refusals = session.policy.serving, _refusals(shown)
+    failed, requests = shown.canary.errors + refusals, shown.canary.requests
+    if requests < serving.canary_min_requests or failed <= serving.canary_max_error_share * requests:
         return None
+    of_them = f" ({refusals} refused as client errors, which the release beside it is not)" if refusals else ""
     return (
-        f"{answers.errors} of {answers.requests} requests of {alias} to {canary.release} failed, "
-        f"{answers.error_share:.1%}; the policy allows {serving.canary_max_error_share:.1%}"
+        f"{failed} of {requests} requests of {alias} to {canary.release} failed{of_them}, "
+        f"{failed / requests:.1%}; the policy allows {serving.canary_max_error_share:.1%}"
     )
+
+
+def _refusals(shown: Shown) -> int:
+    """Of the canary's client errors, those that are its own: all, where it has far more than the release beside it."""
+    mine, other = shown.canary, shown.beside
+    usual = (other.refused + 1) / (other.requests + 1)  # of few requests nothing is known, and much is usual
+    return mine.refused if mine.refused > mine.requests * (2 * usual + _REFUSALS_BEYOND) else shown.unloadable
+
+
+def _dead(session: Session, before: Mapping[str, Seen], now: Mapping[str, Seen | None]) -> list[str]:
+    """Engines that `serve` is starting again; they are not among those that can be asked."""
+    notes = engine_notes(session.layout.engine)
+    if any(note.is_supervisor_alive and not note.is_engine_alive and note.last_failure for note in notes):
+        return [url for url in before if url not in now]
+    return []
+
+
+def _running(manifest: Manifest) -> dict[str, Canary]:
+    return {alias: entry.canary for alias, entry in manifest.aliases.items() if entry.canary is not None}
 
 
 def _end(session: Session, ledger: Ledger, manifest: Manifest, alias: str, reason: str) -> None:
