@@ -143,6 +143,38 @@ def test_an_engine_without_our_flags_is_open_and_knows_no_alias() -> None:
     assert report.exit_code == ExitCode.UNREACHABLE
 
 
+def keyed(app: Any, *, shows_models: bool) -> Any:
+    """Behind vLLM's own check of keys, which comes before it looks at a route; a proxy may let the list of models through."""
+
+    async def checked(scope: Any, receive: Any, send: Any) -> None:
+        is_open = not scope["path"].startswith("/v1/") or (shows_models and scope["path"] == "/v1/models")
+        if is_open or (b"authorization", b"Bearer client") in scope["headers"]:
+            await app(scope, receive, send)
+        else:
+            await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+
+    return checked
+
+
+def test_a_clients_key_opens_what_no_middleware_closes(registry: Path) -> None:
+    plain = vllm_routes(Behaviour(has_plugins=False))
+    with listening(keyed(plain, shows_models=True)) as url:
+        known = bad(examine_served(url, api_key="client"))["admin routes"]
+        untold = bad(examine_served(url))["admin routes"]
+        wrong = bad(examine_served(url, api_key="another"))["admin routes"]
+    assert (known.status, known.what) == ("fail", "open without the admin token: POST /v1/load_lora_adapter")
+    assert untold.status == wrong.status == "warn"
+    assert "cannot be told whether a client's key opens POST /v1/load_lora_adapter" in untold.what
+    assert "asks for a client's key" in untold.what
+    assert "refuses the key" in wrong.what
+    with listening(keyed(plain, shows_models=False)) as url:
+        (finding,) = examine_served(url).findings
+    assert (finding.area, finding.status) == ("reachable", "fail")
+    assert "401" in finding.what
+    with listening(keyed(behind_middleware(registry, Behaviour()), shows_models=False)) as url:
+        assert "admin routes" not in bad(examine_served(url, api_key="client", expected=expected()))
+
+
 def test_an_unknown_engine_is_looked_at_without_a_workspace(registry: Path) -> None:
     with listening(behind_middleware(registry, Behaviour())) as url:
         report = examine_served(url)
