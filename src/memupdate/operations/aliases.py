@@ -36,7 +36,7 @@ from memupdate.serving.manifest import (
     with_revived,
     write_manifest,
 )
-from memupdate.storage import file_sha256, remove_leftovers, write_text_atomic
+from memupdate.storage import ensure_dir, file_sha256, remove_leftovers, write_text_atomic
 
 PUBLISHED = "published"
 PUT_BACK = "put back"
@@ -55,6 +55,7 @@ def sync_manifest(session: Session, ledger: Ledger) -> Manifest:
 
     Written only if something is to be changed.
     """
+    ensure_dir(session.layout.registry.root)  # a workspace that has only been made has none
     with manifest_lock(session.layout.registry, "bringing the manifest up to date"):
         return _synced(session, ledger)
 
