@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,17 @@ def documents() -> list[dict[str, Any]]:
     return [document for file in MANIFESTS for document in yaml.safe_load_all(file.read_text("utf-8"))]
 
 
-def only(kind: str) -> dict[str, Any]:
-    (found,) = [d for d in documents() if d["kind"] == kind]
+def only(kind: str, name: str | None = None) -> dict[str, Any]:
+    (found,) = [d for d in documents() if d["kind"] == kind and name in (None, d.get("metadata", {}).get("name"))]
     return found
 
 
 def engine_pod() -> dict[str, Any]:
     return only("Deployment")["spec"]["template"]["spec"]
+
+
+def watch_pod() -> dict[str, Any]:
+    return only("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 def test_the_container_runs_exactly_what_serve_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,15 +60,19 @@ def test_the_container_runs_exactly_what_serve_would(monkeypatch: pytest.MonkeyP
         port=8000,
         dtype="bfloat16",
         drain_s=20,
+        base_fingerprint="sha256:" + "0" * 64,
+        api_key="a client's",
     )
     command, environment = engine_command(settings)
     (container,) = engine_pod()["containers"]
     assert container["args"] == command[4:]
     shown = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
     # The model is a folder in the pod, which it is not here.
-    assert shown == {**environment, "HF_HUB_OFFLINE": "1"}
-    secret = [entry["name"] for entry in container["env"] if "valueFrom" in entry]
-    assert secret == ["VLLM_API_KEY"]
+    elsewhere = {entry["name"]: next(iter(entry["valueFrom"])) for entry in container["env"] if "valueFrom" in entry}
+    assert elsewhere == {"MEMUPDATE_BASE_FINGERPRINT": "configMapKeyRef", "VLLM_API_KEY": "secretKeyRef"}
+    written = {name: value for name, value in environment.items() if name not in elsewhere}
+    assert elsewhere.keys() | written.keys() == environment.keys()
+    assert shown == {**written, "HF_HUB_OFFLINE": "1"}
     for file in DOCKERFILES:
         (entry,) = re.findall(r"^ENTRYPOINT \[(.*)\]$", file.read_text("utf-8"), flags=re.MULTILINE)
         assert [word.strip(' "') for word in entry.split(",")] == ["python3", *command[1:4]]
@@ -81,7 +91,7 @@ def test_kubernetes_takes_every_document(document: dict[str, Any], version: str)
 
 def test_images_are_those_that_the_kustomization_makes_of_names() -> None:
     (image,) = only("Kustomization")["images"]
-    assert engine_pod()["containers"][0]["image"] == image["name"]
+    assert engine_pod()["containers"][0]["image"] == watch_pod()["containers"][0]["image"] == image["name"]
     job = only("Job")["spec"]["template"]["spec"]  # made apart, so that its images are written out
     assert {c["image"] for c in [*job["initContainers"], *job["containers"]]} == {f"{image['name']}:{image['newTag']}"}
 
@@ -97,10 +107,10 @@ def test_engines_cannot_write_what_they_serve() -> None:
 
 
 def pods() -> list[dict[str, Any]]:
-    return [engine_pod(), only("Job")["spec"]["template"]["spec"]]
+    return [engine_pod(), only("Job")["spec"]["template"]["spec"], watch_pod()]
 
 
-@pytest.mark.parametrize("pod", pods(), ids=["engine", "job"])
+@pytest.mark.parametrize("pod", pods(), ids=["engine", "job", "watch"])
 def test_pods_are_confined_and_their_volumes_exist(pod: dict[str, Any]) -> None:
     assert pod["securityContext"]["runAsNonRoot"]
     assert not pod["automountServiceAccountToken"]
@@ -121,7 +131,7 @@ def test_probes_service_and_budget_fit_the_deployment() -> None:
     (container,) = labels["containers"]
     selector = deployment["spec"]["selector"]["matchLabels"]
     assert deployment["spec"]["template"]["metadata"]["labels"] == selector
-    assert only("Service")["spec"]["selector"] == selector
+    assert only("Service", "memupdate-engine")["spec"]["selector"] == selector
     assert only("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == selector
     assert only("PodDisruptionBudget")["spec"]["minAvailable"] < deployment["spec"]["replicas"]
     (port,) = container["ports"]
@@ -153,8 +163,31 @@ def test_the_job_uses_commands_that_exist() -> None:
     pod = only("Job")["spec"]["template"]["spec"]
     script = pod["initContainers"][0]["args"][0]
     used = {*re.findall(r"memupdate (?:-w \S+ )?(\w+)", script), pod["containers"][0]["command"][3]}
-    assert used == {"init", "doctor", "resume", "add"}
+    assert used == {"init", "doctor", "resume", "serve", "add"}
     assert used <= set(known)
+
+
+def test_the_watch_asks_each_engine_by_itself(tmp_path: Path) -> None:
+    """Its script is run by a shell, with a resolver that knows two engines and a `memupdate` that says how it was called."""
+    service, (container,) = only("Service", "memupdate-engines")["spec"], watch_pod()["containers"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"]
+    assert service["selector"] == only("Deployment")["spec"]["selector"]["matchLabels"]
+    assert only("CronJob")["spec"]["concurrencyPolicy"] == "Forbid"
+    (tmp_path / "memupdate").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "memupdate").chmod(0o755)
+    known = [(2, 1, 6, "", (ip, 8000)) for ip in ("10.0.0.7", "10.0.0.6", "10.0.0.7")] + [
+        (10, 1, 6, "", ("fd00::1", 8000, 0, 0))
+    ]
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import socket\nsocket.getaddrinfo = lambda name, *_, **__: {{'memupdate-engines': {known}}}[name]\n"
+    )
+    environment = {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(tmp_path)}
+    said = subprocess.check_output([*container["command"], *container["args"]], env=environment, text=True).split()
+    urls = ["http://10.0.0.6:8000", "http://10.0.0.7:8000", "http://[fd00::1]:8000"]
+    assert said == ["-w", "/workspace", "abort", "--if-failing", *(word for url in urls for word in ("--served", url))]
+    typer.main.get_command(app).commands["abort"].make_context("abort", said[3:])  # type: ignore[attr-defined]
+    assert {m["mountPath"] for m in container["volumeMounts"] if m.get("readOnly")} == {"/models/base"}
 
 
 def test_images_hold_a_supported_vllm() -> None:
