@@ -59,16 +59,20 @@ def add_points_of_the_shipped_law(workspace: Workspace, first: int | None = None
         calibrating.refit(session, ledger)
 
 
-def record_untrained_release(ledger: Ledger, facts: Sequence[Fact], version: int = 1) -> str:
+def record_untrained_release(
+    ledger: Ledger, facts: Sequence[Fact], version: int = 1, *, collection: str = "acme"
+) -> str:
     """The rows of a release `acme@v1` (or 2, …) of `facts`, of which nothing was trained; returns the digest that it states."""
     located = tuple(LocatedFact(fact, line) for line, fact in enumerate(facts, start=1))
-    batch = ledger.receive_batch("acme", FactsFile("f.jsonl", text_sha256(f"f{version}"), 1, "native", located), "{}")
+    batch = ledger.receive_batch(
+        collection, FactsFile("f.jsonl", text_sha256(f"f{version}"), 1, "native", located), "{}"
+    )
     assert batch is not None
     ledger.set_plan(batch.id, '{"rank": 8}')
     for state in ("planned", "trained", "verified"):
         ledger.transition(batch.id, state)
-    name, digest = f"acme@v{version}", text_sha256("weights")
+    name, digest = f"{collection}@v{version}", text_sha256("weights")
     place = f"registry/releases/{name}"
-    ledger.record_release(ReleaseRecord(name, "acme", version, batch.id, None, place, digest, 8, "mlp-all", digest))
+    ledger.record_release(ReleaseRecord(name, collection, version, batch.id, None, place, digest, 8, "mlp-all", digest))
     ledger.transition(batch.id, "released")
     return digest

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,17 +23,21 @@ from memupdate.operations.answers import Answers, Seen, count_answers, parse_see
 from memupdate.operations.replicas import replicas_of
 from memupdate.serving.engine_record import process_start, write_record
 from memupdate.serving.manifest import (
+    RELEASED,
+    RETIRED,
     Canary,
     Manifest,
+    Move,
     ReleaseEntry,
     read_manifest,
     with_alias,
     with_canary,
+    with_move,
     with_release,
     write_manifest,
 )
 from memupdate.serving.metrics import ServingMetrics
-from support import record_untrained_release
+from support import record_untrained_release, set_policy
 
 NOBODY = "http://127.0.0.1:9"
 Counts = dict[tuple[str, int], int]
@@ -173,6 +178,22 @@ def test_serve_ends_a_canary_under_which_its_engine_died(
     write_record(note, {"pid": 0, "state": "restarting", "last_failure": "the engine ended with code 139", **keeper})
     found = canaries.failing(workspace.session, manifest, rest)
     assert found == {"acme": f"{url} does not answer since acme@v2 has a share of acme"}
+
+
+def test_the_look_of_a_timer_retires_what_is_due(workspace: Workspace) -> None:
+    path = workspace.layout.registry.manifest
+    before = read_manifest(path)
+    moved = with_alias(replace(before, aliases={}), "acme", NEW)
+    write_manifest(
+        path, with_move(moved, "acme", Move("published", NEW, moved.generation, "2026-01-01T00:00:00+00:00"))
+    )
+    assert aliases.due_to_retire(workspace.session) == [], "the policy retires nothing"
+    set_policy(workspace.root / "policy.toml", {"serving__retire_after_s": "60"})
+    workspace = Workspace(workspace.root)
+    assert aliases.due_to_retire(workspace.session) == [OLD]
+    assert workspace.abort_failing() == []
+    assert {name: entry.state for name, entry in read_manifest(path).releases.items()} == {OLD: RETIRED, NEW: RELEASED}
+    assert aliases.due_to_retire(workspace.session) == []
 
 
 def test_what_was_seen_comes_back_from_its_text() -> None:

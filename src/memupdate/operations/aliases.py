@@ -73,7 +73,7 @@ def _synced(session: Session, ledger: Ledger) -> Manifest:
             digest=release.digest,
             config_digest=file_sha256(folder / ADAPTER_CONFIG_FILE),
             rank=release.rank,
-            lora_int_id=manifest.next_lora_int_id(),
+            lora_int_id=_int_id(manifest, release),
             base_fingerprint=release.base_fingerprint,
             matcher_digest=matcher_digest(folder),
         )
@@ -85,6 +85,15 @@ def _synced(session: Session, ledger: Ledger) -> Manifest:
         log_steps(ledger, manifest)
     sync_access(session)
     return manifest
+
+
+def _int_id(manifest: Manifest, release: ReleaseRecord) -> int:
+    """The number of its batch in the ledger, so that a manifest that was lost and is made anew has the ids that engines know: vLLM
+    keeps weights by them. Earlier versions counted releases, which gave numbers at most as large."""
+    taken = {entry.lora_int_id for entry in manifest.releases.values()}
+    if release.batch is None or release.batch in taken:
+        return manifest.next_lora_int_id()
+    return release.batch
 
 
 def sync_access(session: Session) -> Path | None:
@@ -205,6 +214,15 @@ def log_steps(ledger: Ledger, manifest: Manifest) -> None:
         if name in known and (entry.state == RETIRED) != (out[name] > 0):
             kind = _RETIRED if entry.state == RETIRED else _REVIVED
             ledger.add_event(kind, collection=known[name].collection, release=name)
+
+
+def due_to_retire(session: Session) -> list[str]:
+    """What `sync_manifest` would retire now; takes no lock, for who looks again and again. Raises ManifestError, LedgerError."""
+    path, after_s = session.layout.registry.manifest, session.policy.serving.retire_after_s
+    if not after_s or not path.exists():
+        return []
+    with Ledger.open(session.layout.ledger, readonly=True) as ledger:
+        return retirable(read_manifest(path), ledger.releases(), after_s)
 
 
 def retirable(manifest: Manifest, releases: list[ReleaseRecord], retire_after_s: float) -> list[str]:
