@@ -15,13 +15,15 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
 import httpx
 
 from memupdate.errors import EngineError
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _BATCH_PROMPTS = 16
 _BATCH_TOKENS = 8192
@@ -198,6 +200,8 @@ class EngineClient:
         return _run(self._ask_together(requests, at_once))
 
     async def _ask_together(self, requests: Sequence[Request[T]], at_once: int) -> list[T]:
+        import aiohttp  # 0.2 s, which no rollback should wait for
+
         tls: Any = (
             httpx.create_ssl_context() if self.url.startswith("https:") else True
         )  # the authorities that `ask` trusts
@@ -210,12 +214,14 @@ class EngineClient:
             return await asyncio.gather(*(self._ask_in(session, request) for request in requests))
 
     async def _ask_in(self, session: aiohttp.ClientSession, request: Request[T]) -> T:
+        from aiohttp import ClientError
+
         try:
             async with session.post(self.url + request.path, json=request.body) as response:
                 content = await response.read()
         except TimeoutError as error:
             raise self._late(request.path) from error
-        except (aiohttp.ClientError, ValueError) as error:  # ValueError: a URL that is none
+        except (ClientError, ValueError) as error:  # ValueError: a URL that is none
             raise self._unreachable(error) from error
         if response.status >= 400:
             raise _refused(self.url + request.path, response.status, response.reason or "", content)
