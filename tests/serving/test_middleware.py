@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from middleware_fixtures import CHAT, Echo, call, example, seen
 
-from memupdate.serving import middleware
+from memupdate.serving import middleware, release_files
 from memupdate.serving.background import WAIT_S
 from memupdate.serving.manifest import manifest_json, with_alias, write_manifest
 from memupdate.serving.middleware import INFERENCE_ROUTES, AliasMiddleware
@@ -34,7 +34,8 @@ def registry(tmp_path: Path) -> Path:
 @pytest.fixture(params=["local", "network"])
 def app(registry: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AliasMiddleware:
     """With its registry on a disk of either kind."""
-    monkeypatch.setattr(middleware, "may_hang", lambda *_: request.param == "network")
+    for module in (middleware, release_files):
+        monkeypatch.setattr(module, "may_hang", lambda *_: request.param == "network")
     return AliasMiddleware(Echo(), registry=registry, admin_token=TOKEN, max_body_bytes=4096)
 
 
