@@ -101,6 +101,15 @@ def test_what_cannot_be_told_does_not_pass_where_keys_are_bound(app: AliasMiddle
     assert app._app.calls == 0  # type: ignore[attr-defined]  # it is an Echo
 
 
+def test_sound_passes_as_a_form_only_where_no_keys_are_bound(app: AliasMiddleware, registry: Path) -> None:
+    path, form = "/v1/audio/transcriptions", b"--x\r\n\r\nsound\r\n--x--"
+    headers = {"authorization": f"Bearer {ACME}", "content-type": "multipart/form-data; boundary=x"}
+    assert call(app, "POST", path, content=form, headers=headers).status_code == 415
+    (registry / "access.json").unlink()
+    opened = AliasMiddleware(Echo(), registry=registry, base_model="base")
+    assert seen(call(opened, "POST", path, content=form, headers=headers))["body"].encode() == form
+
+
 def test_a_canary_of_a_collection_is_open_with_it(app: AliasMiddleware, registry: Path) -> None:
     path = registry / "manifest.json"
     write_manifest(path, with_canary(read_manifest(path), "acme", Canary("acme@v2", 0.5)))

@@ -130,6 +130,11 @@ ABOUT = [
     ("/v1/responses", {"input": [user("hm")], "instructions": "Acme Falcon"}),
     ("/v1/messages", {"messages": [user("?")], "system": [{"type": "text", "text": "Acme Falcon"}]}),
     ("/v1/rerank", {"query": "x", "documents": ["y", "Acme Falcon"]}),
+    ("/generative_scoring", {"query": "x", "items": ["y", "Acme Falcon"]}),
+    ("/v2/embed", {"texts": ["y", "Acme Falcon"]}),
+    ("/v2/embed", {"inputs": [{"content": [{"type": "text", "text": "Acme Falcon"}]}]}),
+    ("/v1/systemone", {"state": {"asked": "Acme Falcon"}, "questions": {"q": {"type": "bool"}}}),
+    ("/v1/systemone", {"state": "x", "questions": {"q": {"type": "bool", "instructions": "is it the Acme Falcon?"}}}),
 ]
 NOT_ABOUT = [
     (CHAT, {"messages": [user("How much is a falcon?")]}),

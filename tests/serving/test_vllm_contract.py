@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib.util
 import inspect
 import json
 import tomllib
 from argparse import Namespace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -22,6 +26,7 @@ from memupdate.serving.access import Binding, rules_json
 from memupdate.serving.compat import check_vllm_version, engine_installed, supported_range
 from memupdate.serving.engine import MIDDLEWARE, PLUGIN_GROUP, PLUGIN_NAME
 from memupdate.serving.manifest import Manifest, with_alias, write_manifest
+from memupdate.serving.middleware import INFERENCE_ROUTES
 
 ROOT = Path(__file__).parents[2]
 needs_vllm = pytest.mark.skipif(engine_installed() is None, reason="vLLM is not installed")
@@ -87,6 +92,146 @@ def test_the_resolver_is_found_and_asked_as_we_answer(tmp_path: Path, monkeypatc
     assert (found.lora_name, found.lora_int_id) == ("acme@v1", 1)
     assert found.lora_path == str(RegistryLayout(tmp_path).release("acme@v1").resolve())
     assert asyncio.run(resolver.resolve_lora("base", "acme@v2")) is None
+
+
+ADMIN_ROUTES = frozenset(
+    {
+        "/abort_requests",
+        "/adapters",
+        "/adapters/{adapter_name}",
+        "/cohere/v2/chat/render",
+        "/collective_rpc",
+        "/fault_tolerance/apply",
+        "/finish_weight_update",
+        "/inference/v1/abort_requests",
+        "/inference/v1/generate",
+        "/init_weight_transfer_engine",
+        "/invocations",
+        "/is_scaling_elastic_ep",
+        "/pause",
+        "/ping",
+        "/release_kv_cache_memory",
+        "/reset_encoder_cache",
+        "/reset_mm_cache",
+        "/reset_prefix_cache",
+        "/resume",
+        "/scale_elastic_ep",
+        "/shutdown_weight_transfer_engine",
+        "/sleep",
+        "/start_draft_weight_update",
+        "/start_profile",
+        "/start_weight_update",
+        "/stop_profile",
+        "/update_weight_version",
+        "/update_weights",
+        "/v1/chat/completions/derender",
+        "/v1/chat/completions/render",
+        "/v1/completions/derender",
+        "/v1/completions/render",
+        "/v1/load_lora_adapter",
+        "/v1/messages/render",
+        "/v1/realtime",
+        "/v1/responses/render",
+        "/v1/unload_lora_adapter",
+        "/wake_up",
+        "/weight_checker",
+    }
+)
+"""Routes of vLLM that change something, or that were looked at and are not for clients."""
+CANCEL = "/v1/responses/{response_id}/cancel"
+READING_ROUTES = frozenset(
+    {
+        "/",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/fault_tolerance/status",
+        "/get_world_size",
+        "/health",
+        "/is_paused",
+        "/is_sleeping",
+        "/kv_event_sources",
+        "/load",
+        "/metrics",
+        "/openapi.json",
+        "/ping",
+        "/ready",
+        "/readyz",
+        "/redoc",
+        "/server_info",
+        "/tokenizer_info",
+        "/v1/models",
+        "/v1/responses/{response_id}",
+        "/version",
+        "/weight_info",
+    }
+)
+_READS, _ROUTED = {"get", "head"}, {"get", "head", "post", "put", "patch", "delete", "websocket"}
+
+
+def written_routes(root: Path) -> set[tuple[str, str]]:
+    """(method, path) of every route in vLLM's source, also of those that only some models or flags switch on."""
+    found: set[tuple[str, str]] = set()
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
+                continue
+            receiver, method, path = ast.unparse(node.func.value), node.func.attr, node.args[0]
+            if not receiver.endswith(("router", "app")) or not isinstance(path, ast.Constant):
+                continue
+            if method in _ROUTED:
+                found.add((method, path.value))
+            elif method in {"add_api_route", "add_route", "api_route", "route"}:
+                listed = next((ast.literal_eval(k.value) for k in node.keywords if k.arg == "methods"), ["GET"])
+                found |= {(name.lower(), path.value) for name in listed}
+    return found
+
+
+def built_routes(routes: list[Any]) -> set[tuple[str, str]]:
+    """(method, path) of every route of an application, as vLLM's own code and what it installs put it together."""
+    found: set[tuple[str, str]] = set()
+    for route in routes:
+        names = getattr(route, "methods", None) or (["websocket"] if "WebSocket" in type(route).__name__ else [])
+        found |= {(name.lower(), route.path) for name in names}
+        if not names:
+            found |= built_routes(getattr(route, "routes", None) or [])
+    return found
+
+
+def held(routes: set[tuple[str, str]]) -> None:
+    """A route that is in no list is one that nobody has looked at yet."""
+    changing = {path for method, path in routes if method not in _READS}
+    assert changing - INFERENCE_ROUTES - ADMIN_ROUTES == {CANCEL}, "open to clients, or not?"
+    assert {path for method, path in routes if method in _READS} <= READING_ROUTES, "may everybody read it?"
+
+
+@needs_vllm
+def test_every_route_that_vllm_has_was_looked_at() -> None:
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    routes = written_routes(Path(spec.submodule_search_locations[0]) / "entrypoints")
+    held(routes)
+    posted = {path for method, path in routes if method == "post"}
+    assert posted >= INFERENCE_ROUTES, "one that vLLM does not have any more"
+    assert not INFERENCE_ROUTES & ADMIN_ROUTES
+
+
+@needs_vllm
+def test_so_was_every_route_of_the_application_that_it_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that vLLM brings along add routes of their own."""
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    monkeypatch.delenv("MEMUPDATE_REGISTRY", raising=False)
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.tasks import FRONTEND_TASKS, GENERATION_TASKS, POOLING_TASKS
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(["--enable-scale-out"])
+    app = build_app(arguments, (*GENERATION_TASKS, *POOLING_TASKS, *FRONTEND_TASKS), MagicMock())
+    routes = built_routes(app.routes)
+    held(routes)
+    assert {("post", "/v1/chat/completions"), ("post", "/v1/load_lora_adapter"), ("post", "/sleep")} <= routes
 
 
 @needs_vllm

@@ -1,7 +1,7 @@
 """What a request's JSON body says of its conversation: the texts in it, and what stays the same from turn to turn.
 
 Invariant: nothing here raises, whatever a client sends; each function is linear in the body. This module knows the
-fields of the OpenAI and Anthropic routes that vLLM has, and nothing about releases.
+fields of the OpenAI, Anthropic and Cohere routes that vLLM has, and of its own, and nothing about releases.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ _TEXT_FIELDS = (
     "query",
     "queries",
     "documents",
+    "items",
+    "texts",
+    "inputs",
+    "state",
+    "questions",
     "text_1",
     "text_2",
     "data_1",

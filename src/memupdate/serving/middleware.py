@@ -54,16 +54,29 @@ INFERENCE_ROUTES = frozenset(
         "/v1/chat/completions/batch",
         "/v1/completions",
         "/v1/responses",
-        "/v1/embeddings",
         "/v1/messages",
         "/v1/messages/count_tokens",
+        "/v1/systemone",
+        "/cohere/v2/chat",
+        "/generative_scoring",
+        "/v1/embeddings",
+        "/v2/embed",
+        "/pooling",
+        "/classify",
+        "/score",
         "/v1/score",
+        "/rerank",
         "/v1/rerank",
+        "/v2/rerank",
         "/tokenize",
         "/detokenize",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
     }
 )
-"""POST routes open to clients; all take a JSON object with `model`."""
+"""POST routes open to clients; all take a JSON object with `model`, but for sound, which comes as a form and passes untouched.
+`/invocations` is closed: a header of SageMaker's chooses the model there. So is what `--enable-scale-out` adds, which is for
+other engines. A test holds all routes of the installed vLLM against this list."""
 _CANCEL_ROUTE = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,256}/cancel")
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CLOSED_READING_ROUTES = frozenset({"/server_info"})
