@@ -7,6 +7,8 @@ import asyncio
 import importlib.util
 import inspect
 import json
+import logging
+import sys
 import tomllib
 from argparse import Namespace
 from importlib import metadata
@@ -21,7 +23,7 @@ from serving_fixtures import BASE, add_release
 
 from memupdate.errors import EngineError
 from memupdate.layout import RegistryLayout
-from memupdate.serving import compat
+from memupdate.serving import compat, vllm_plugin
 from memupdate.serving.access import Binding, rules_json
 from memupdate.serving.compat import check_vllm_version, engine_installed, supported_range
 from memupdate.serving.engine import MIDDLEWARE, PLUGIN_GROUP, PLUGIN_NAME
@@ -92,6 +94,55 @@ def test_the_resolver_is_found_and_asked_as_we_answer(tmp_path: Path, monkeypatc
     assert (found.lora_name, found.lora_int_id) == ("acme@v1", 1)
     assert found.lora_path == str(RegistryLayout(tmp_path).release("acme@v1").resolve())
     assert asyncio.run(resolver.resolve_lora("base", "acme@v2")) is None
+
+
+@pytest.fixture
+def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """A vLLM that nothing is registered with yet, of the version in `__version__`."""
+    fake = MagicMock(__version__="0.32.0")
+    fake.lora.resolver.LoRAResolver = object
+    fake.lora.resolver.LoRAResolverRegistry.get_supported_resolvers.return_value = set()
+    for name in ("vllm", "vllm.lora", "vllm.lora.request", "vllm.lora.resolver"):
+        module = fake
+        for part in name.split(".")[1:]:
+            module = getattr(module, part)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("MEMUPDATE_REGISTRY", str(tmp_path))
+    # vLLM's loggers hand nothing on to the root, where pytest listens.
+    monkeypatch.setattr(vllm_plugin, "_logger", lambda: logging.getLogger("tested"))
+    return fake
+
+
+@pytest.mark.parametrize(("version", "is_told"), [("0.32.1", False), ("0.34.0", True), ("1.0.0.dev7+g1", True)])
+def test_an_untried_vllm_is_told_in_its_own_log_and_goes_on(
+    fake_vllm: MagicMock, caplog: pytest.LogCaptureFixture, version: str, is_told: bool
+) -> None:
+    """An operator's own vLLM, and the images, come without `serve`, which refuses to start it."""
+    fake_vllm.__version__ = version
+    vllm_plugin.register()
+    assert fake_vllm.lora.resolver.LoRAResolverRegistry.register_resolver.called
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == is_told
+    assert all(version in line and supported_range() in line for line in told)
+
+
+@pytest.mark.parametrize("what", ["registry", "class", "import"])
+def test_a_resolver_that_cannot_be_registered_is_an_error_that_says_what_to_do_and_no_end_of_the_engine(
+    fake_vllm: MagicMock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """vLLM calls us without a net: what we raise would end its start."""
+    if what == "registry":
+        fake_vllm.lora.resolver.LoRAResolverRegistry.register_resolver.side_effect = TypeError("another signature")
+    elif what == "class":
+        del fake_vllm.lora.resolver.LoRAResolver
+    else:
+        monkeypatch.setitem(sys.modules, "vllm.lora.resolver", None)
+    vllm_plugin.register()
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.exc_info is not None
+    assert "404" in record.getMessage()
+    assert f"Install vLLM {supported_range()}" in record.getMessage()
 
 
 ADMIN_ROUTES = frozenset(

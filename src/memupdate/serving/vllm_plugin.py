@@ -12,12 +12,14 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memupdate.layout import RELEASE_PATTERN, RegistryLayout
 from memupdate.serving.adapter_check import AdapterError, check_adapter, read_tensor_shapes
+from memupdate.serving.compat import is_supported, supported_range
 from memupdate.serving.env import BASE_FINGERPRINT_ENV, MAX_RANK_ENV, REGISTRY_ENV
 from memupdate.serving.manifest import RELEASED, ReleaseEntry, manifest_cache
 from memupdate.serving.metrics import serving_metrics
@@ -29,6 +31,7 @@ RESOLVER_NAME = "memupdate"
 _DEFAULT_MAX_RANK = 512
 """The largest that vLLM can be started with; the engine's own limit comes by `MEMUPDATE_MAX_LORA_RANK`."""
 _MAX_LOGGED_NAME = 80
+_THREADS = 4
 
 
 class ReleaseFinder:
@@ -87,16 +90,40 @@ class ReleaseFinder:
 
 
 def register() -> None:
-    """Register the resolver with vLLM, if `MEMUPDATE_REGISTRY` is set. May be called more than once."""
+    """Register the resolver with vLLM, if `MEMUPDATE_REGISTRY` is set. May be called more than once.
+
+    Never raises: vLLM would not start. What is wrong is logged; the engine then serves its base model and no release.
+    """
     registry = os.environ.get(REGISTRY_ENV)
     if not registry:
         return
+    try:
+        _register(Path(registry))
+    except Exception:
+        _logger().exception(
+            "the resolver could not be registered: every request for a release will be answered with 404. "
+            "Install vLLM %s, or a memupdate made for this one, and start the engine again",
+            supported_range(),
+        )
+
+
+def _register(registry: Path) -> None:
+    import vllm
     from vllm.lora.resolver import LoRAResolverRegistry
 
     if RESOLVER_NAME in LoRAResolverRegistry.get_supported_resolvers():
         return
+    if not is_supported(vllm.__version__):
+        # `serve` refuses to start it; an operator's own vLLM, or an image, comes without `serve`.
+        _logger().warning(
+            "memupdate was not tried with vLLM %s: releases may not load, and routes that are new in it stay closed. "
+            "Install vLLM %s, or a memupdate made for %s",
+            vllm.__version__,
+            supported_range(),
+            vllm.__version__,
+        )
     finder = ReleaseFinder(
-        Path(registry), max_rank=_max_rank_from_env(), base_fingerprint=os.environ.get(BASE_FINGERPRINT_ENV) or None
+        registry, max_rank=_max_rank_from_env(), base_fingerprint=os.environ.get(BASE_FINGERPRINT_ENV) or None
     )
     LoRAResolverRegistry.register_resolver(RESOLVER_NAME, _resolver(finder))
 
@@ -106,10 +133,14 @@ def _resolver(finder: ReleaseFinder) -> Any:
     from vllm.lora.request import LoRARequest
     from vllm.lora.resolver import LoRAResolver
 
+    # Threads of its own: a registry that hangs must not take those that vLLM and its other users of the loop share.
+    threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="memupdate-resolver")
+
     class MemupdateResolver(LoRAResolver):  # type: ignore[misc, unused-ignore]  # vllm is not analysed: its class is Any
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
             # Digest and values are read from disk: not on the event loop, which streams other clients' answers.
-            found = await asyncio.to_thread(finder.find, lora_name, base_model_name)
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(threads, finder.find, lora_name, base_model_name)
             if found is None:
                 return None
             entry, folder = found
