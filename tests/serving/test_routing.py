@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -128,6 +129,7 @@ ABOUT = [
     ("/v1/completions", {"prompt": "The Acme Falcon costs"}),
     ("/v1/completions", {"prompt": ["nothing", "who leads acme"]}),
     ("/v1/responses", {"input": [user("hm")], "instructions": "Acme Falcon"}),
+    ("/v1/responses", {"input": "hm", "previous_input_messages": [user("Acme Falcon")]}),
     ("/v1/messages", {"messages": [user("?")], "system": [{"type": "text", "text": "Acme Falcon"}]}),
     ("/v1/rerank", {"query": "x", "documents": ["y", "Acme Falcon"]}),
     ("/generative_scoring", {"query": "x", "items": ["y", "Acme Falcon"]}),
@@ -152,6 +154,47 @@ UNREADABLE = [
 ]
 
 
+def turn(app: AliasMiddleware, said: str, previous: str | None = None, **more: str) -> dict[str, Any]:
+    """One turn of a conversation that vLLM keeps; what vLLM is told of it."""
+    body = {"model": "acme", "input": said, **more} | ({"previous_response_id": previous} if previous else {})
+    told: dict[str, Any] = json.loads(seen(call(app, "POST", "/v1/responses", json=body))["body"])
+    return told
+
+
+def test_a_conversation_that_vllm_keeps_stays_on_its_side_till_it_mentions_a_fact(tmp_path: Path) -> None:
+    app = routed(tmp_path)
+    first = turn(app, "who leads Globex?")
+    second = turn(app, "and before that?", first["request_id"])
+    assert [first["model"], second["model"]] == ["base", "base"]
+    assert second["previous_response_id"] == first["request_id"]
+    third = turn(app, "and what does the Acme Falcon cost?", second["request_id"])
+    fourth = turn(app, "and last year?", third["request_id"])
+    assert [third["model"], fourth["model"]] == ["acme@v1", "acme@v1"]
+    assert len({told["request_id"] for told in (first, second, third, fourth)}) == 4
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,256}", told["request_id"]) for told in (first, third)), (
+        "to be cancelled by"
+    )
+    # Of an id that the client chose, or that was given before, nothing is known: to the release, as before.
+    own = turn(app, "who leads Globex?", request_id="resp_mine")
+    assert (own["model"], own["request_id"]) == ("base", "resp_mine")
+    assert turn(app, "and before that?", "resp_mine")["model"] == "acme@v1"
+
+
+@pytest.mark.parametrize("previous", [7, [], {"a": 1}, "resp_" + "0" * 32 + "_other", "_base", "x" * 5000])
+def test_a_strange_id_of_an_earlier_response_tells_nothing(tmp_path: Path, previous: object) -> None:
+    body = {"model": "acme", "input": "hello", "previous_response_id": previous}
+    expected = "acme@v1" if previous else "base"
+    assert json.loads(seen(call(routed(tmp_path), "POST", "/v1/responses", json=body))["body"])["model"] == expected
+
+
+def test_ids_are_given_only_where_they_are_needed(tmp_path: Path) -> None:
+    app = routed(tmp_path)
+    assert "request_id" not in turn(app, "hello", model="acme@v1")
+    for path in (CHAT, "/v1/embeddings"):
+        told = seen(call(app, "POST", path, json={"model": "acme", "input": "hello"}))
+        assert "request_id" not in json.loads(told["body"])
+
+
 def test_only_what_mentions_a_fact_goes_to_the_release(tmp_path: Path) -> None:
     app = routed(tmp_path)
     for cases, model, decision in (
@@ -162,7 +205,9 @@ def test_only_what_mentions_a_fact_goes_to_the_release(tmp_path: Path) -> None:
         before = metric("memupdate_routed_total", mode="matched", decision=decision)
         for path, body in cases:
             response = call(app, "POST", path, json={"model": "acme", **body})
-            assert json.loads(seen(response)["body"]) == {**body, "model": model}, body
+            told = json.loads(seen(response)["body"])
+            assert (told.pop("request_id", None) is not None) == (path == "/v1/responses")
+            assert told == {**body, "model": model}, body
             assert response.headers["x-memupdate-route"] == decision
             assert response.headers.get("x-memupdate-release") == (None if model == "base" else model)
             assert response.headers["x-memupdate-alias"] == "acme"

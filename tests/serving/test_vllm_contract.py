@@ -26,6 +26,7 @@ from memupdate.layout import RegistryLayout
 from memupdate.serving import compat, vllm_plugin
 from memupdate.serving.access import Binding, rules_json
 from memupdate.serving.compat import check_vllm_version, engine_installed, supported_range
+from memupdate.serving.conversation import new_response_id, side_of
 from memupdate.serving.engine import MIDDLEWARE, PLUGIN_GROUP, PLUGIN_NAME
 from memupdate.serving.manifest import Manifest, with_alias, write_manifest
 from memupdate.serving.middleware import INFERENCE_ROUTES
@@ -283,6 +284,22 @@ def test_so_was_every_route_of_the_application_that_it_builds(monkeypatch: pytes
     routes = built_routes(app.routes)
     held(routes)
     assert {("post", "/v1/chat/completions"), ("post", "/v1/load_lora_adapter"), ("post", "/sleep")} <= routes
+
+
+@needs_vllm
+def test_the_id_that_a_request_brings_is_its_responses() -> None:
+    """By it a later turn tells which side of the route `matched` answered."""
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
+
+    given = new_response_id("base")
+    request = ResponsesRequest.model_validate({"model": "m", "input": "x", "request_id": given})
+    response = ResponsesResponse.from_request(
+        request, request.to_sampling_params(8), model_name="m", created_time=0, output=[], status="completed"
+    )
+    assert (response.id, side_of(response.id)) == (given, "base")
+    later = ResponsesRequest.model_validate({"model": "m", "input": "y", "previous_response_id": given})
+    assert side_of(later.previous_response_id) == "base"
+    assert side_of(ResponsesRequest.model_validate({"model": "m", "input": "x"}).request_id) is None
 
 
 @needs_vllm

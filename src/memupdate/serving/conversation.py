@@ -7,6 +7,8 @@ fields of the OpenAI, Anthropic and Cohere routes that vLLM has, and of its own,
 from __future__ import annotations
 
 import hashlib
+import re
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ _TEXT_FIELDS = (
     "messages",
     "prompt",
     "input",
+    "previous_input_messages",
     "instructions",
     "system",
     "suffix",
@@ -47,6 +50,7 @@ _NOT_TEXT = frozenset(
     }
 )
 """Keys whose values are no words of the conversation, or are whole pictures."""
+_RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}_(release|base)")
 _STEADY_FIELDS = ("messages", "prompt", "input", "query", "queries", "text_1")
 
 
@@ -67,6 +71,17 @@ def texts_of(body: Mapping[str, Any]) -> list[str] | None:
         elif isinstance(value, dict):
             waiting += [inner for key, inner in value.items() if key not in _NOT_TEXT]
     return found
+
+
+def new_response_id(side: str) -> str:
+    """An id for a response, like vLLM's own, that tells later turns which side (`release` or `base`) answered."""
+    return f"resp_{uuid.uuid4().hex}_{side}"
+
+
+def side_of(response_id: object) -> str | None:
+    """Which side gave the response with this id, `release` or `base`; None where the id does not tell."""
+    found = _RESPONSE_ID.fullmatch(response_id) if isinstance(response_id, str) else None
+    return found[1] if found else None
 
 
 def steady_key(body: Mapping[str, Any], session_header: bytes, raw: bytes) -> bytes:

@@ -77,6 +77,7 @@ INFERENCE_ROUTES = frozenset(
 """POST routes open to clients; all take a JSON object with `model`, but for sound, which comes as a form and passes untouched.
 `/invocations` is closed: a header of SageMaker's chooses the model there. So is what `--enable-scale-out` adds, which is for
 other engines. A test holds all routes of the installed vLLM against this list."""
+_RESPONSES_ROUTE = "/v1/responses"
 _CANCEL_ROUTE = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,256}/cancel")
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CLOSED_READING_ROUTES = frozenset({"/server_info"})
@@ -201,7 +202,8 @@ class AliasMiddleware:
         session = _header(scope, SESSION_HEADER.encode())
         route = Route(body)
         if is_json:
-            route = await self._router.route(body, manifest, session=session, binding=binding)
+            is_response = _route_path(scope) == _RESPONSES_ROUTE
+            route = await self._router.route(body, manifest, session=session, binding=binding, is_response=is_response)
         if route.refusal is not None:
             raise _Refused(route.refusal)
         if not await self._is_whole(route.release, manifest):

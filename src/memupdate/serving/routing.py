@@ -20,7 +20,7 @@ from typing import Any
 from memupdate.layout import MATCHER_FILE, RELEASE_PATTERN, RegistryLayout
 from memupdate.serving.access import Binding
 from memupdate.serving.background import call_aside, settled
-from memupdate.serving.conversation import in_share, steady_key, texts_of
+from memupdate.serving.conversation import in_share, new_response_id, side_of, steady_key, texts_of
 from memupdate.serving.manifest import MATCHED, RETIRED, AliasEntry, Canary, Manifest
 from memupdate.serving.matcher import Matcher, MatcherError, load_matcher
 
@@ -126,13 +126,21 @@ class Router:
         self._base_model = base_model
 
     async def route(
-        self, body: bytes, manifest: Manifest | None, *, session: bytes = b"", binding: Binding | None = None
+        self,
+        body: bytes,
+        manifest: Manifest | None,
+        *,
+        session: bytes = b"",
+        binding: Binding | None = None,
+        is_response: bool = False,
     ) -> Route:
         """Where the request with this JSON body goes.
 
         Args:
             session: the client's own name for its conversation, which keeps it on one side of a canary.
             binding: what the request's key allows; None: no keys are bound, everything is open.
+            is_response: of the route `/v1/responses`, where `request_id` becomes the response's id, by which a later
+                turn names it.
         """
         value = _parsed(body)
         model = value.get("model") if value is not None else None
@@ -142,7 +150,7 @@ class Router:
             return Route(body) if binding is None else self._unnamed(body, value, model, binding)
         entry = manifest.aliases.get(model) if manifest else None
         if entry is not None and manifest is not None:
-            return await self._aliased(body, value, model, entry, manifest, session, binding)
+            return await self._aliased(body, value, model, entry, manifest, session, binding, is_response)
         return await self._direct(body, model, manifest, binding)
 
     async def _aliased(
@@ -154,6 +162,7 @@ class Router:
         manifest: Manifest,
         session: bytes,
         binding: Binding | None,
+        is_response: bool,
     ) -> Route:
         if binding is not None and not binding.allows_release(entry.release):
             return _unknown(body, alias)
@@ -162,6 +171,8 @@ class Router:
             release = entry.canary.release
         decision = await self._decide(value, release, entry, manifest)
         value["model"] = self._base_model if decision == "base" else release
+        if is_response and entry.route == MATCHED:
+            value.setdefault("request_id", new_response_id("base" if decision == "base" else "release"))
         try:
             rewritten = json.dumps(value).encode()
         except (ValueError, RecursionError):
@@ -174,7 +185,11 @@ class Router:
         matcher = await self._matchers.get(release, manifest.releases[release].matcher_digest)
         if matcher is None:
             return "no_matcher"
-        texts = texts_of(value)
+        side = side_of(value.get("previous_response_id"))
+        if side == "release":
+            return "release"
+        # What came before an answer of the base model mentioned nothing: this turn's words decide.
+        texts = texts_of({**value, "previous_response_id": None} if side else value)
         if texts is None or sum(map(len, texts)) > MAX_SCANNED_CHARS:
             return "unreadable"
         for is_found in matcher.scan(texts):
