@@ -54,11 +54,11 @@ def test_a_look_that_hangs_holds_up_the_first_for_a_while_and_the_others_not_at_
         shared = SharedLook(look, is_aside=True, wait_s=0.2)
         begun = time.monotonic()
         await asyncio.gather(shared.fresh(), shared.fresh(), shared.fresh())
-        assert 0.15 < time.monotonic() - begun < 2
+        assert 0.15 < time.monotonic() - begun < 5
         begun = time.monotonic()
         for _ in range(1000):
             await shared.fresh()
-        assert time.monotonic() - begun < 0.15
+        assert time.monotonic() - begun < 5, "not 0.2 s each"
         assert len(caplog.records) == 1, "said once"
         answers.set()
         while looks == 0:

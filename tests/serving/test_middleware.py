@@ -167,7 +167,7 @@ def test_a_disk_that_hangs_leaves_the_last_good_manifest_in_force_and_stops_nobo
         begun = time.monotonic()
         asyncio.run(run())
         assert time.monotonic() - begun < 4 * WAIT_S, "only the first ones wait"
-        assert longest_s < WAIT_S / 2
+        assert longest_s < WAIT_S
         answers.set()
     write_manifest(registry / "manifest.json", with_alias(example(), "acme", "acme@v2"))
     assert json.loads(seen(call(app, "POST", CHAT, json={"model": "acme"}))["body"])["model"] == "acme@v2"
