@@ -94,31 +94,26 @@ def test_a_purge_that_a_reader_held_up_is_finished_by_the_next_try(workspace: Wo
     held.execute("SELECT * FROM facts").fetchall()
     with pytest.raises(LedgerError, match="another process is reading"):
         workspace.purge([SECRET.id])
-    with workspace.reader() as ledger:
-        assert purging.begun_advice(ledger) == ["a purge of 1 fact(s) was cut off: `memupdate resume` finishes it"]
+    told = "a purge of 1 fact(s) was cut off: `memupdate resume` finishes it"
+    assert told in workspace.status().messages
     held.close()
     with workspace.writer("test") as ledger:
         (report,) = purging.finish_begun(workspace.layout, ledger)
-        assert purging.begun_advice(ledger) == []
     assert report.facts == (SECRET.id,)
+    assert told not in workspace.status().messages
     assert holds(workspace, "Oxpecker") == []
 
 
 def test_a_purge_by_a_key_that_the_ledger_has_forgotten_is_known_again(workspace: Workspace) -> None:
-    ids, keys = (), (SECRET.prompt,)
-    with workspace.writer("test") as ledger, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(ledger), "scrub", cut_off)
-        found = purging.to_purge(ledger, ids, keys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "scrub", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            purging.purge(workspace.layout, ledger, found, None, ids=ids, keys=keys)
-    with workspace.writer("test") as ledger:
-        with pytest.raises(LedgerError):
-            purging.to_purge(ledger, ids, ("Another key",))
-        found = purging.to_purge(ledger, ids, keys)
-        assert [fact.id for fact in found] == [SECRET.id]
-        purging.purge(workspace.layout, ledger, found, None, ids=ids, keys=keys)
-        with pytest.raises(LedgerError):
-            purging.to_purge(ledger, ids, keys)
+            workspace.purge(keys=[SECRET.prompt])
+    with pytest.raises(LedgerError):
+        workspace.purge(keys=["Another key"])
+    assert workspace.purge(keys=[SECRET.prompt]).facts == (SECRET.id,)
+    with pytest.raises(LedgerError):
+        workspace.purge(keys=[SECRET.prompt])
     assert holds(workspace, "Quirrel") == []
 
 

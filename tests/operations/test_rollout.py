@@ -402,6 +402,19 @@ def test_nothing_that_takes_back_waits_for_a_batch(workspace: Workspace, two: tu
     assert workspace.session.layout.registry.lock.stat().st_size == 0
 
 
+def test_a_release_whose_files_are_lost_is_in_nobodys_way(workspace: Workspace) -> None:
+    workspace.publish("acme@v1")
+    workspace.publish("acme@v2")
+    registry = workspace.session.layout.registry
+    value = json.loads(registry.manifest.read_text())
+    del value["releases"]["acme@v3"]
+    registry.manifest.write_text(json.dumps(value))
+    shutil.rmtree(registry.release("acme@v3"))
+    assert workspace.rollback().release == "acme@v1"
+    with pytest.raises(UsageError, match=r"adapter_model.safetensors: not there"):
+        workspace.publish("acme@v3")
+
+
 def test_a_rollback_in_the_middle_of_a_publication_stands(
     workspace: Workspace, two: tuple[list[str], list[Models]]
 ) -> None:

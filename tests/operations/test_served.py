@@ -19,7 +19,7 @@ from memupdate import Workspace
 from memupdate.errors import EngineError, UsageError
 from memupdate.layout import ADAPTER_WEIGHTS_FILE
 from memupdate.models.scoring import score_examples
-from memupdate.operations.answers import answers_of
+from memupdate.operations.answers import ENGINES_BEFORE, look, parse_seen
 from memupdate.operations.replicas import replicas_of
 from memupdate.serving.client import EngineClient
 from memupdate.serving.engine_record import running_engine
@@ -111,9 +111,12 @@ def test_a_canary_takes_a_share_ends_by_itself_when_it_fails_and_is_promoted_whe
     workspace.end_failing_canaries(told.append)
     with workspace.reader() as ledger:
         (begun,) = ledger.events("acme", kind="canary begun")
-    asked = answers_of(workspace.session, "acme", "acme@v2", replicas_of(workspace.session))
-    assert asked.requests >= begun.detail["requests_before"] + 8, "enough to judge it by"
-    assert (asked.errors, told) == (0, [])
+    (now,) = look(workspace.session, "acme", "acme@v2", "acme@v1", replicas_of(workspace.session)).values()
+    (before,) = parse_seen(begun.detail[ENGINES_BEFORE]).values()
+    assert now is not None
+    assert now.follows(before), "the same engine, by its own start"
+    assert now.canary.requests >= before.canary.requests + 8, "enough to judge it by"
+    assert (now.canary.errors, now.canary.refused, told) == (0, 0, [])
 
     weights = workspace.session.layout.registry.release("acme@v2") / ADAPTER_WEIGHTS_FILE
     whole = weights.read_bytes()

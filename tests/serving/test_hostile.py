@@ -309,6 +309,9 @@ def test_ten_thousand_mutated_bodies(tmp_path: Path, monkeypatch: pytest.MonkeyP
             before, after = json.loads(body), json.loads(reached)
             assert before.pop("model") in ("acme", "globex")
             assert after.pop("model") in ("acme@v1", "acme@v2", "globex@v1", "tiny")
+            if route == "/v1/responses" and "request_id" not in before:
+                # Which side of the route `matched` answers is told to later turns by the response's id.
+                assert (after.pop("request_id", None) is not None) == (kind != "plain")
             assert repr(before) == repr(after)
     assert set(statuses) <= {200, 400, 404}
     assert statuses[200] > number / 20

@@ -252,11 +252,11 @@ def test_without_a_whole_matcher_everything_goes_to_the_release(tmp_path: Path, 
 
 
 def test_a_matcher_is_loaded_once_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app, loads = routed(tmp_path), []
+    app, loads, goes_on = routed(tmp_path), [], threading.Event()
 
     def load(path: Path, digest: str) -> Matcher:
         loads.append(path.parent.name)
-        time.sleep(0.1)
+        goes_on.wait()
         return load_matcher(path, digest)
 
     monkeypatch.setattr(routing, "load_matcher", load)
@@ -269,11 +269,13 @@ def test_a_matcher_is_loaded_once_whoever_asks(tmp_path: Path, monkeypatch: pyte
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine") as client:
             leaving = asyncio.create_task(ask(client))
             waiting = [asyncio.create_task(ask(client)) for _ in range(50)]
-            await asyncio.sleep(0.03)
+            while not loads:
+                await asyncio.sleep(0.001)
             leaving.cancel()  # The one that began the load: the others still get it.
             threads = [thread.name for thread in threading.enumerate()]
             assert threads.count("memupdate-aside") == 1
             assert not any(name.startswith("asyncio") for name in threads), "the resolver shares the executor"
+            goes_on.set()
             return await asyncio.gather(*waiting)
 
     assert set(asyncio.run(run())) == {"release"}

@@ -214,7 +214,8 @@ def test_a_look_that_fails_ends_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(5, "Input/output error") if len(looks) < 3 else ValueError("torn")
 
     keep_serving([Supervisor(engine, QUICK, tell)], lambda: None, tell, meanwhile=look)
-    assert looks == [engine.pid] * 4
+    assert len(looks) >= 4
+    assert set(looks) == {engine.pid}
     log = (tmp_path / "logs" / "serve.log").read_text()
     assert log.count("a look at what is served failed: OSError: [Errno 5]") == 1
     assert log.count("a look at what is served failed: ValueError: torn") == 1

@@ -66,9 +66,10 @@ def _synced(session: Session, ledger: Ledger) -> Manifest:
     manifest = before = read_manifest(path) if path.exists() else Manifest(session.fingerprint)
     log_steps(ledger, manifest)
     for release in ledger.releases(failed=False):
-        if release.name in manifest.releases:
-            continue
         folder = session.layout.registry.release(release.name)
+        # A release whose files are lost is for `doctor` to tell; a rollback to another one must not fail by it.
+        if release.name in manifest.releases or not (folder / ADAPTER_CONFIG_FILE).is_file():
+            continue
         entry = ReleaseEntry(
             digest=release.digest,
             config_digest=file_sha256(folder / ADAPTER_CONFIG_FILE),

@@ -144,15 +144,6 @@ def count_answers(metrics: str, alias: str, release: str) -> Answers:
     return total
 
 
-def answers_of(session: Session, alias: str, release: str, replicas: Sequence[Replica]) -> Answers:
-    """All answers of `release` to requests for `alias`. Raises EngineError where a replica cannot be reached."""
-    total = Answers()
-    for replica in replicas:
-        with EngineClient(replica.url, session.api_key) as client:
-            total += count_answers(client.metrics(), alias, release)
-    return total
-
-
 def _look(session: Session, alias: str, canary: str, beside: str, url: str) -> Seen | None:
     with EngineClient(url, session.api_key, timeout_s=_TIMEOUT_S) as client:
         for number in range(_TRIES):

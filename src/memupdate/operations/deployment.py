@@ -14,7 +14,7 @@ from typing import Any
 from memupdate.errors import AliasMoved, MemupdateError, WorkspaceLocked
 from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.lock import workspace_lock
-from memupdate.operations import canaries, publishing, serving
+from memupdate.operations import aliases, canaries, publishing, serving
 from memupdate.operations.aliases import sync_manifest
 from memupdate.operations.questions import LedgerQuestions
 from memupdate.operations.replicas import Replica, replicas_of
@@ -179,6 +179,7 @@ class Deployment(LedgerQuestions):
         def look() -> None:
             waiting[:] = self.publish_waiting(waiting, tell, progress)
             self.end_failing_canaries(tell)
+            self.retire_due()
 
         serving.keep_serving(supervisors, publish_and_tell, tell, meanwhile=look)
         return ""
@@ -223,6 +224,12 @@ class Deployment(LedgerQuestions):
                 with self.mover("serve") as ledger:
                     canaries.abort(self.session, ledger, alias, replicas=(), reason=reason)
                 tell(f"the canary of {alias} has ended: {reason}")
+
+    def retire_due(self) -> None:
+        """Retire the releases whose time has come by `serving.retire_after_s`, as every command that writes does."""
+        if aliases.due_to_retire(self.session):
+            with self.mover("serve") as ledger:
+                sync_manifest(self.session, ledger)
 
     def _engine_settings(self, *, host: str, port: int) -> tuple[EngineSettings, serving.EngineLimits]:
         with self.mover("serve") as ledger:

@@ -13,7 +13,7 @@ from memupdate.ledger.ledger import Ledger
 from memupdate.ledger.records import ReleaseRecord
 from memupdate.operations import aliases
 from memupdate.operations.aliases import entry_of, previous_of, put_back, revive, sync_manifest, take_step, want_canary
-from memupdate.operations.answers import answers_of
+from memupdate.operations.answers import seen_before
 from memupdate.operations.matching import refuse_unreached
 from memupdate.operations.measuring import generated_records, sample_rule
 from memupdate.operations.proving import failures_of, near, proof_records, smallest
@@ -152,8 +152,7 @@ def _flip(
         after = with_canary(manifest, alias, canary)
         kind, detail = aliases.CANARY_BEGUN, {"beside": manifest.aliases[alias].release, "share": canary.share}
         if after is not manifest:  # what was answered before it began says nothing about it
-            before = answers_of(session, alias, release.name, replicas)
-            detail = {**detail, "requests_before": before.requests, "errors_before": before.errors}
+            detail = {**detail, **seen_before(session, alias, release.name, manifest.aliases[alias].release, replicas)}
     flip_and_confirm(session, ledger, manifest, after, release, kind, detail, replicas, canary=canary)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -247,11 +246,10 @@ def keep_serving(
         if not stopped.is_set():
             on_ready()
             with _stop_signals(stopped):
-                looked, told = time.monotonic(), set[str]()
+                # In a thread: a look that takes long, as one that publishes, must not hold up the end.
+                threading.Thread(target=_keep_looking, args=(meanwhile, stopped, tell), daemon=True).start()
                 while any(thread.is_alive() for thread in threads) and not stopped.wait(_POLL_S):
-                    if time.monotonic() - looked > _MEANWHILE_S:
-                        _guarded(meanwhile, tell, told)
-                        looked = time.monotonic()
+                    pass
             if not stopped.is_set():
                 raise failures[-1] if failures else EngineError("no engine is left")
     finally:
@@ -261,14 +259,16 @@ def keep_serving(
                 thread.join()
 
 
-def _guarded(look: Callable[[], None], tell: Tell, told: set[str]) -> None:
-    """One look, whose failure must not end a service: it is told where nothing like it was before."""
-    try:
-        look()
-    except Exception as error:  # whatever it is, the engines are well
-        if (line := f"a look at what is served failed: {type(error).__name__}: {error}") not in told:
-            told.add(line)
-            tell(line + "\n" + traceback.format_exc())
+def _keep_looking(look: Callable[[], None], stopped: threading.Event, tell: Tell) -> None:
+    """A look every few seconds, whose failure must not end a service: it is told where nothing like it was before."""
+    told = set[str]()
+    while not stopped.wait(_MEANWHILE_S):
+        try:
+            look()
+        except Exception as error:  # whatever it is, the engines are well
+            if (line := f"a look at what is served failed: {type(error).__name__}: {error}") not in told:
+                told.add(line)
+                tell(line + "\n" + traceback.format_exc())
 
 
 def engine_status(layout: WorkspaceLayout) -> tuple[dict[str, Any] | None, list[str]]:

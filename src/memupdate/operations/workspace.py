@@ -383,7 +383,7 @@ class Workspace(Deployment):
         if not facts and not keys:
             raise UsageError("no fact was named", "give a fact's id or --key; see `memupdate facts search`")
         with self.reader() as ledger:
-            return ledger.facts_to_purge(facts, keys)
+            return purging.to_purge(ledger, facts, keys)
 
     def purge(
         self, facts: Sequence[str] = (), *, keys: Sequence[str] = (), reason: str | None = None
@@ -391,7 +391,7 @@ class Workspace(Deployment):
         """Remove facts' texts from the ledger for good, in all collections; ids, tombstones and the history stay.
 
         Args:
-            facts: beginnings of facts' ids; one that is purged already finishes a purge that was cut off.
+            facts: beginnings of facts' ids. The same call again finishes a purge that was cut off, and so does `resume`.
             keys: keys, prompts or `SUBJECT / RELATION`, with all the values that they ever had.
             reason: kept for good.
 
@@ -402,7 +402,8 @@ class Workspace(Deployment):
         """
         self.facts_to_purge(facts, keys=keys)  # before the lock: what cannot be done needs none
         with self.writer("facts purge") as ledger:
-            return purging.purge(self.layout, ledger, ledger.facts_to_purge(facts, keys), reason)
+            found = purging.to_purge(ledger, facts, keys)
+            return purging.purge(self.layout, ledger, found, reason, ids=facts, keys=keys)
 
     def retract(
         self,
@@ -472,7 +473,8 @@ class Workspace(Deployment):
     def resume(self, *, progress: Progress = no_progress) -> list[AddReport]:
         """Finish what a crash, Ctrl-C or a missing engine left, each batch from its last state.
 
-        Of several releases of a collection that wait for an engine only the latest is published: it carries all facts.
+        Of several releases of a collection that wait for an engine only the latest is published: it carries all facts. A purge that
+        was cut off is finished last, when no batch needs its facts any more.
         """
         with self.writer("resume") as ledger:
             sync_manifest(self.session, ledger)
@@ -480,7 +482,9 @@ class Workspace(Deployment):
             reports = [self._advance(ledger, batch.id, progress) for batch in left]
             waiting = {batch.collection: batch.id for batch in ledger.batches(unfinished=True)}
             told = {report.batch_id for report in reports}
-            return reports + [self._advance(ledger, b, progress) for b in waiting.values() if b not in told]
+            reports += [self._advance(ledger, b, progress) for b in waiting.values() if b not in told]
+            purging.finish_begun(self.layout, ledger)
+            return reports
 
     def verify(
         self, release: str | None = None, *, served: str | None = None, progress: Progress = no_progress
@@ -564,6 +568,7 @@ class Workspace(Deployment):
             advice = compacting.advice(session, ledger, self.collection)
             behind += [] if advice is None else [advice]
             behind += [told for name in ledger.collections() if (told := purging.purged_advice(ledger, name))]
+            behind += purging.begun_advice(ledger)
             behind += unfinished_messages(ledger.batches(unfinished=True), lock_holder(session.layout.lock))
             return StatusReport(
                 root=str(self.root), model=session.config.model, base_fingerprint=session.fingerprint, policy=session.policy.name,
