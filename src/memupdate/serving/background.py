@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -114,9 +115,8 @@ class SharedLook:
 
 def may_hang(*paths: Path) -> bool:
     """Whether any of `paths` is on a disk that may hang, as far as this machine's mounts tell. Asks the disk itself only for links."""
-    try:
-        mounts = _mounts(_MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
-    except OSError:
+    mounts = _mounted(_MOUNTS)
+    if mounts is None:
         return True
     for path in paths:
         real = Path(os.path.realpath(path))
@@ -151,6 +151,15 @@ async def settled(future: Future[_T], within_s: float | None) -> bool:
         waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         await asyncio.wait({waiting}, timeout=within_s)
     return future.done()
+
+
+@lru_cache(maxsize=1)
+def _mounted(table: Path) -> dict[str, str] | None:
+    """This machine's mounts, read once for a process; None where it does not tell."""
+    try:
+        return _mounts(table.read_text(encoding="utf-8", errors="surrogateescape"))
+    except OSError:
+        return None
 
 
 def _mounts(text: str) -> dict[str, str]:
