@@ -108,7 +108,7 @@ def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None
         **{key: round(cost_found[key], 4) for key in RATIOS},
         "middleware_us": round(by_itself["middleware_us"], 1),
         "middleware_share": round(by_itself["middleware_us"] / (1000 * cost_found["engine_ms_past"]), 5),
-        "memory_growth_mb": round(memory[last] - memory[flips.MEMORY_EVERY], 1),
+        "memory_growth_mb": round(memory[last] - memory[flips.MEMORY_EVERY], 2),
         "memory_growth_without_flips_mb": without_flips(one),
         "replica_flips": two["flips"],
         "replica_requests": two["requests"],
@@ -123,7 +123,7 @@ def figures_of(parts: dict[str, dict[str, Any]]) -> dict[str, float | int | None
 def without_flips(one: dict[str, Any]) -> float | None:
     """Growth under the load alone, over the second half of the time before the flips, MB; None: not measured."""
     readings = list(one.get("memory_without_flips_mb", {}).values())
-    return round(readings[-1] - readings[len(readings) // 2 - 1], 1) if readings else None
+    return round(readings[-1] - readings[len(readings) // 2 - 1], 2) if readings else None
 
 
 LABELS = {

@@ -32,6 +32,8 @@ _PAUSE_S = 0.3
 _WITHOUT_S = 5.0
 """Of load without a flip before the flips, for each of them: vLLM's own heap grows for some 2,000 requests, whoever sends them."""
 _READINGS = 10
+_IDLE_S = 4.0
+"""vLLM 0.32 keeps 40 bytes in core and worker for each step it makes (commands of a zmq socket), until it has been idle for a second."""
 _STARTED_S = 420.0
 MEMORY_EVERY = 10
 
@@ -50,7 +52,7 @@ def one_engine(workspace: Workspace, asked: list[Question], flips: int) -> dict[
                 done.append(_flip(workspace, NEW if number % 2 else OLD))
                 time.sleep(_PAUSE_S)
                 if number % MEMORY_EVERY == 0:
-                    memory[number] = _steady_memory(engine.pid)
+                    memory[number] = _idle_memory(engine.pid, load)
                     say(f"{number} flips, {len(load.answers)} answers, {memory[number]:.0f} MB")
             time.sleep(3)
     found = judge(load.answers, done, references)
@@ -73,7 +75,7 @@ def _without_flips(pid: int, load: SteadyLoad, seconds: float) -> dict[int, floa
     memory = {}
     for _ in range(_READINGS):
         time.sleep(seconds / _READINGS)
-        memory[len(load.answers)] = _steady_memory(pid)
+        memory[len(load.answers)] = _idle_memory(pid, load)
     say("without a flip: " + ", ".join(f"{answers} answers {mb:.1f} MB" for answers, mb in memory.items()))
     return memory
 
@@ -202,13 +204,11 @@ def _is_back(workspace: Workspace, victim: RunningEngine) -> bool:
     return any(e.url == victim.url and e.pid != victim.pid for e in running_engines(workspace.layout.engine))
 
 
-def _steady_memory(pid: int) -> float:
-    """Median of some readings: what is in flight comes and goes."""
-    readings = []
-    for _ in range(5):
-        readings.append(memory_mb(pid))
-        time.sleep(0.2)
-    return round(statistics.median(readings), 1)
+def _idle_memory(pid: int, load: SteadyLoad) -> float:
+    """Memory of the engine while nothing is asked of it, MB."""
+    with load.paused():
+        time.sleep(_IDLE_S)
+        return round(memory_mb(pid), 2)
 
 
 def _median_s(flips: list[Flip], release: str) -> float:

@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -143,7 +144,7 @@ class SteadyLoad:
         self.skipped = 0
         self._urls, self._questions, self._rate = tuple(urls), tuple(questions), per_second
         self._dice = random.Random(seed)
-        self._stopped = threading.Event()
+        self._stopped, self._paused = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
 
     def __enter__(self) -> Self:
@@ -156,6 +157,15 @@ class SteadyLoad:
         self._stopped.set()
         self._thread.join()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing new is asked during the block; what is in flight comes in."""
+        self._paused.set()
+        try:
+            yield
+        finally:
+            self._paused.clear()
+
     async def _run(self) -> None:
         async with session() as http:
             client = Client(self._urls, http)
@@ -166,6 +176,8 @@ class SteadyLoad:
                 await asyncio.sleep(max(0.0, at - time.monotonic()))
                 if self._stopped.is_set():
                     break
+                if self._paused.is_set():
+                    continue
                 task = asyncio.create_task(self._one(client, question))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)

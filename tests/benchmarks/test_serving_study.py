@@ -104,6 +104,15 @@ def test_clients_take_replicas_in_turn_and_skip_one_that_is_gone(registry: Path)
             time.sleep(0.4)
         assert load.skipped > 0
         assert [answer.error for answer in load.answers if answer.failed] == []
+        with SteadyLoad([one], [asked], 80) as load:
+            time.sleep(0.3)
+            with load.paused():
+                time.sleep(0.2)
+                before = len(load.answers)
+                time.sleep(0.3)
+                assert len(load.answers) == before > 0
+            time.sleep(0.3)
+        assert len(load.answers) > before
         answers, seconds = ask_all(one, [asked] * 20, at_once=4)
         assert (len(answers), seconds > 0) == (20, True)
         begun = [answer.begun_s for answer in ask_at(one, [asked] * 20, 100, seed=1)]
