@@ -5,6 +5,7 @@ One engine serves all tests of this file; a start takes about a minute on two co
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from vllm_fixtures import CHAT, RANK, TEXTS, Served, make_model, settings_for
 from memupdate.errors import EngineError
 from memupdate.layout import RegistryLayout
 from memupdate.operations.doctor_served import Expected, examine_served
+from memupdate.serving.access import Binding, rules_json
 from memupdate.serving.client import EngineClient, EngineRefused
 from memupdate.serving.compat import engine_installed
 from memupdate.serving.engine import Engine
@@ -72,7 +74,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_manifest(RegistryLayout(registry).manifest, with_alias(manifest, "acme", "acme@v1"))
     patch = pytest.MonkeyPatch()
     patch.setenv("MEMUPDATE_ADMIN_TOKEN", ADMIN_TOKEN)
-    engine = Engine(settings_for(model, registry, root / "logs" / "engine.log"), record=record)
+    settings = replace(settings_for(model, registry, root / "logs" / "engine.log"), drain_s=20)
+    engine = Engine(settings, record=record)
     told: list[str] = []
     stopped = threading.Event()
     supervisor = Supervisor(engine, RestartBounds(), told.append)
@@ -139,6 +142,28 @@ def test_streams_name_the_release_and_arrive_in_pieces(served: Served) -> None:
     assert response.headers["x-memupdate-alias"] == "acme"
     assert len(lines) > 3
     assert all('"model":"acme@v1"' in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("route", "asked", "length"),
+    [
+        ("/v1/completions", {"prompt": "the old mill"}, "max_tokens"),
+        ("/v1/responses", {"input": "the old mill"}, "max_output_tokens"),
+    ],
+)
+def test_the_other_routes_name_the_release_too(served: Served, route: str, asked: dict[str, str], length: str) -> None:
+    body = {"model": "acme", **asked, length: 6, "temperature": 0}
+    answer = httpx.post(served.engine.url + route, json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "acme@v1"
+    assert (answer.headers["x-memupdate-release"], answer.headers["x-memupdate-alias"]) == ("acme@v1", "acme")
+    with httpx.stream("POST", served.engine.url + route, json={**body, "stream": True}, timeout=120) as response:
+        lines = [line for line in response.iter_lines() if line.startswith("data: {")]
+    assert response.headers["x-memupdate-release"] == "acme@v1"
+    assert len(lines) > 2
+    named = [line for line in lines if '"model":' in line]
+    assert named
+    assert all('"model":"acme@v1"' in line for line in named)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +279,31 @@ def test_the_doctor_finds_the_engine_well(served: Served) -> None:
     assert served.client.health()
 
 
+def test_keys_keep_tenants_apart(served: Served) -> None:
+    """The rules stay in force until the engine is started again, by the next test."""
+    manifest = add_release(served.registry, served.manifest(), "other@v1", shapes=served.shapes, rank=RANK, seed=5)
+    served.write(with_alias(manifest, "other", "other@v1"))
+    bindings = {"key-of-acme": Binding(frozenset({"acme"}), False), "key-of-other": Binding(frozenset({"other"}), True)}
+    rules = rules_json([(hashlib.sha256(key.encode()).hexdigest(), bound) for key, bound in bindings.items()])
+    served.layout.access.write_text(rules)
+    try:
+        with httpx.Client(base_url=served.engine.url, timeout=60) as http:
+
+            def status(model: str, key: str | None) -> int:
+                shown = {"authorization": f"Bearer {key}"} if key else {}
+                body = {"model": model, "prompt": "the old mill", "max_tokens": 2}
+                return http.post("/v1/completions", json=body, headers=shown).status_code
+
+            names = ("acme", "acme@v2", "other", "other@v1", "tiny")
+            assert [status(name, "key-of-acme") for name in names] == [200, 200, 404, 404, 404]
+            assert [status(name, "key-of-other") for name in names] == [404, 404, 200, 200, 200]
+            assert [status("acme", key) for key in (None, "key-of-nobody")] == [401, 401]
+            shown = http.get("/v1/models", headers={"authorization": "Bearer key-of-acme"}).json()["data"]
+            assert {model["id"].partition("@")[0] for model in shown} <= {"acme"}
+    finally:
+        served.layout.access.unlink()
+
+
 def test_an_engine_whose_core_is_killed_comes_back_and_heals_itself(served: Served) -> None:
     before = running_engine(served.record)
     assert before is not None
@@ -280,9 +330,18 @@ def test_the_engine_is_found_by_its_record_and_leaves_nothing_behind(served: Ser
     assert found.max_lora_rank == 8
     leader = served.engine.pid
     assert len(session_of(leader)) > 1
+    body = {"model": "acme", "prompt": "the old mill", "max_tokens": 250, "temperature": 0, "ignore_eos": True}
     started = time.monotonic()
-    served.stop()
-    assert time.monotonic() - started < 35
+    with httpx.stream("POST", f"{found.url}/v1/completions", json={**body, "stream": True}, timeout=60) as response:
+        pieces = (line for line in response.iter_lines() if line)
+        next(pieces)
+        stopping = threading.Thread(target=served.stop)
+        stopping.start()
+        rest = list(pieces)
+    assert len(rest) > 200, "what is in flight is answered before the engine ends"
+    assert rest[-1] == "data: [DONE]"
+    stopping.join()
+    assert time.monotonic() - started < 55
     assert session_of(leader) == []
     assert running_engine(served.record) is None
     assert not served.record.exists()
