@@ -29,8 +29,10 @@ LOAD_SHARE = 0.3
 REPLICAS_LOAD_SHARE = 0.1
 """Two engines on the same cores answer less than one does, and one of them has to start again meanwhile."""
 _PAUSE_S = 0.3
-_WITHOUT_S = 5.0
-"""Of load without a flip before the flips, for each of them: vLLM's own heap grows for some 2,000 requests, whoever sends them."""
+_PEAK, _PEAK_ROUNDS = 64, 8
+"""Requests at once, more than the load has in flight at any time, flips and proofs included: heaps keep what their fullest moment took."""
+_WITHOUT_S = 2.0
+"""Of load without a flip before the flips, for each of them."""
 _READINGS = 10
 _IDLE_S = 4.0
 """vLLM 0.32 keeps 40 bytes in core and worker for each step it makes (commands of a zmq socket), until it has been idle for a second."""
@@ -45,6 +47,7 @@ def one_engine(workspace: Workspace, asked: list[Question], flips: int) -> dict[
         rate = _rate(engine.url, asked, LOAD_SHARE)
         fill_cache(engine)
         meet_lengths(engine)
+        ask_all(engine.url, asked * _PEAK_ROUNDS, at_once=_PEAK)
         done, memory = [_flip(workspace, OLD)], dict[int, float]()
         with SteadyLoad([engine.url], asked, rate) as load:
             without = _without_flips(engine.pid, load, _WITHOUT_S * flips)
